@@ -1,0 +1,128 @@
+# Copyright 2026 The Luna for Transformers authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of Luna, the linear unified nested attention encoder."""
+
+from typing import Literal
+
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import strict
+
+
+@strict
+class LunaConfig(PreTrainedConfig):
+    r"""
+    Configuration of a Luna encoder (Ma et al., 2021, https://arxiv.org/abs/2106.01540).
+
+    The defaults are those of the official `luna_base_tied_512`. Fields that every Transformers encoder has keep their
+    usual meaning; the ones below are Luna's own or deserve a word.
+
+    Args:
+        projection_length (`int`, defaults to 128):
+            The number of slots l of the packed state P.
+        dynamic_projection (`bool`, defaults to `True`):
+            A row of m tokens uses min(l, m) slots. `False`: every row uses all l slots.
+        tie_key_value (`bool`, defaults to `True`):
+            Key and value of an attention share one projection (the official "tied" models).
+        num_pack_attention_heads (`int`, *optional*):
+            Heads of the pack attention; `num_attention_heads` where it is None.
+        max_position_embeddings (`int`, defaults to 512):
+            The number of tokens that a row may hold. Learned positions keep `pad_token_id + 1` more rows in their
+            table, as RoBERTa does; position ids nevertheless start at 0. Sinusoidal positions have no limit.
+        position_embedding_type (`"learned"` or `"sinusoidal"`, defaults to `"learned"`):
+            Sinusoidal positions are added to the tokens and to P; learned ones to the tokens alone.
+        normalize_before (`bool`, defaults to `False`):
+            Layer normalisation before the attention and the feed-forward network (pre-norm) instead of after them.
+        activation_dropout (`float`, defaults to 0.0):
+            Dropout after the activation inside the feed-forward network.
+        classifier_pooling (`"cls"`, `"mean"`, `"packed_max"` or `"packed_attention"`, defaults to `"cls"`):
+            What a sequence classification head reads; the last two are the official heads that read P.
+        conv_kernel_size (`int`, defaults to 0):
+            Width of a depthwise convolution over the tokens at the input of each layer: 0 for none, else odd. It
+            starts as the identity and never sees padding. An extension: the paper's model has none.
+        sparse_prediction (`bool`, defaults to `False`):
+            Where labels are given, the masked-LM head computes logits at the labelled positions only; they then have
+            the shape (number of labelled positions, vocab_size).
+
+    Example:
+
+    ```python
+    >>> from modeling_luna import LunaConfig, LunaForMaskedLM
+
+    >>> model = LunaForMaskedLM(LunaConfig(projection_length=64))
+    ```
+    """
+
+    model_type = "luna"
+    # P keeps all heads after the pack attention, which has no output projection: it stays whole on every device.
+    base_model_tp_plan = {
+        "embeddings.word_embeddings": "embedding_rowwise",
+        "layers.*.unpack_attention.q_proj": "colwise",
+        "layers.*.unpack_attention.kv_proj": "colwise",
+        "layers.*.unpack_attention.k_proj": "colwise",
+        "layers.*.unpack_attention.v_proj": "colwise",
+        "layers.*.unpack_attention.out_proj": "rowwise",
+        "layers.*.mlp.fc1": "colwise",
+        "layers.*.mlp.fc2": "rowwise",
+    }
+
+    vocab_size: int = 50265
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    projection_length: int = 128
+    dynamic_projection: bool = True
+    tie_key_value: bool = True
+    num_pack_attention_heads: int | None = None
+    max_position_embeddings: int = 512
+    position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
+    normalize_before: bool = False
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    activation_dropout: float | int = 0.0
+    classifier_pooling: Literal["cls", "mean", "packed_max", "packed_attention"] = "cls"
+    classifier_dropout: float | int | None = None
+    layer_norm_eps: float | int = 1e-5
+    initializer_range: float | int = 0.02
+    conv_kernel_size: int = 0
+    sparse_prediction: bool = False
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = True
+
+    def validate_architecture(self):
+        """Raise a `ValueError` that names the field where sizes do not fit together."""
+        for field in (
+            "vocab_size",
+            "hidden_size",
+            "num_attention_heads",
+            "intermediate_size",
+            "projection_length",
+            "max_position_embeddings",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}.")
+        for field in ("num_attention_heads", "num_pack_attention_heads"):
+            heads = getattr(self, field)
+            if heads is not None and (heads < 1 or self.hidden_size % heads):
+                raise ValueError(
+                    f"hidden_size ({self.hidden_size}) must be a multiple of {field} ({heads}): choose one of "
+                    f"{[h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0]}."
+                )
+        if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
+            raise ValueError(f"Sinusoidal positions need an even hidden_size, not {self.hidden_size}.")
+        if self.conv_kernel_size < 0 or (self.conv_kernel_size and self.conv_kernel_size % 2 == 0):
+            raise ValueError(f"conv_kernel_size must be 0 (none) or an odd width, not {self.conv_kernel_size}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"Unknown hidden_act {self.hidden_act!r}: choose one of {sorted(ACT2FN)}.")
+        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}.")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id ({self.pad_token_id}) is not an id of the {self.vocab_size} tokens.")
+
+
+__all__ = ["LunaConfig"]

@@ -1,0 +1,40 @@
+"""What the user can mend: shown as one message without a traceback."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+EXIT_CODE = 2
+
+
+class UserError(ValueError):
+    """Wrong input or configuration; the message says what is wrong, where, and what to do."""
+
+
+@contextmanager
+def report_user_errors() -> Iterator[None]:
+    """End the program with the message of a `UserError`, or of a full disk, and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        _end(str(error))
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        _end(
+            f"the disk is full{f' ({error.filename})' if error.filename else ''}: {error}. Nothing half-written was "
+            "kept. Make room, or name another place with --prepared_dir or --output_dir."
+        )
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether an error means that there is no space (or quota) left; Arrow gives the words alone."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+
+
+def _end(message: str):
+    print(f"\nerror: {message}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_CODE)

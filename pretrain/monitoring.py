@@ -1,0 +1,176 @@
+"""What a person sees while a run goes on: the plan, a progress line, and metrics as JSON lines."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from pretrain.configuration import PretrainConfig
+from pretrain.files import write_text
+from pretrain.optimization import StepResult, model_inputs
+from pretrain.packed_data import BatchPlan
+
+
+METRICS_FILE = "metrics.jsonl"
+SECONDS_BETWEEN_LINES = 15  # where the output is a file and no progress bar is drawn
+
+
+def duration(seconds: float) -> str:
+    """2 h 05 min, 3 min 20 s, or 12 s."""
+    if seconds >= 3600:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
+    return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def print_plan(config: PretrainConfig, model, manifest: dict, plan: BatchPlan, accelerator: Accelerator, seconds: float):
+    """Model, data and steps in a few lines, before the first step; `seconds` is the expected time of one step."""
+    train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
+    tokens_a_step = config.batch_size * config.max_length
+    options = model.config
+    evaluations = config.max_steps // config.eval_steps if config.eval_steps else 0
+    print(
+        f"""
+Model       {model.num_parameters():,} parameters: {options.num_hidden_layers} layers, hidden size {options.hidden_size}, \
+{options.num_attention_heads} heads, {options.projection_length} slots, vocabulary {options.vocab_size:,}
+Data        {", ".join(source.path for source in config.sources())}: {train["tokens"]:,} tokens in \
+{train["documents"]:,} documents; {validation["tokens"]:,} tokens in {validation["documents"]:,} documents held out
+Steps       {config.max_steps:,} of {config.batch_size} rows of {config.max_length} tokens = \
+{config.max_steps * tokens_a_step:,} tokens, {config.max_steps * tokens_a_step / train["tokens"]:.1f} times the data
+Processes   {accelerator.num_processes} on {accelerator.device.type}, {plan.micro_batch_size} rows each x \
+{plan.accumulation} accumulation step(s), {accelerator.mixed_precision if accelerator.mixed_precision != "no" else "fp32"}
+Expected    about {duration(seconds * config.max_steps)} ({tokens_a_step / seconds:,.0f} tokens/s) and \
+{evaluations} evaluations
+Run folder  {config.output_dir}
+""",
+        flush=True,
+    )
+
+
+def measure_step(model, batch: dict[str, torch.Tensor], device: torch.device) -> float:
+    """Seconds of an optimiser step's forward and backward passes, from its first micro-batch, before training.
+
+    The model keeps its weights, has no gradients afterwards, and the random state is as before.
+    """
+    model.train()
+    inputs = model_inputs({name: tensor[0] for name, tensor in batch.items()}, device)
+    times = []
+    with torch.random.fork_rng():
+        for _ in range(3):
+            started = time.perf_counter()
+            model(**inputs).loss.backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - started)
+    model.zero_grad(set_to_none=True)
+    return min(times) * len(batch["labels"])
+
+
+class Monitor:
+    """Progress and metrics of the main process; the others stay silent.
+
+    Args:
+        config: of the run.
+        start: steps that were done before; metrics of later steps, which will be done again, are dropped.
+        active: whether this is the main process.
+    """
+
+    def __init__(self, config: PretrainConfig, start: int, active: bool):
+        self.config = config
+        self.active = active
+        self.path = Path(config.output_dir) / METRICS_FILE
+        self.start = start
+        self.tokens = 0
+        self.losses: list[float] = []
+        self.skipped_in_a_row = 0
+        self.skipped = 0
+        self.started = self.last_log = self.last_line = time.perf_counter()
+        if not active:
+            return
+        kept = [record for record in read_metrics(self.path) if record["step"] <= start]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        self.bar = tqdm(
+            total=config.max_steps, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
+
+    def step_done(self, step: int, result: StepResult, learning_rate: float):
+        """Take in the result of a step, `step` being the number of steps done."""
+        self.tokens += result.tokens
+        if result.skipped:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        else:
+            self.skipped_in_a_row = 0
+            self.losses.append(result.loss)
+        if not self.active:
+            return
+        self.bar.update()
+        if result.skipped:
+            self.say(f"step {step}: loss or gradient is not finite; the step was skipped ({self.skipped} so far)")
+        if step % self.config.logging_steps == 0 or step == self.config.max_steps:
+            self._log_training(step, result, learning_rate)
+
+    def _log_training(self, step: int, result: StepResult, learning_rate: float):
+        now = time.perf_counter()
+        record = {
+            "step": step,
+            "loss": sum(self.losses) / len(self.losses) if self.losses else None,
+            "learning_rate": learning_rate,
+            "gradient_norm": result.gradient_norm,
+            "tokens_per_second": round(self.tokens / (now - self.last_log)),
+            "skipped_steps": self.skipped,
+        }
+        self.record(record)
+        self.losses, self.tokens, self.last_log = [], 0, now
+        loss = "none" if record["loss"] is None else f"{record['loss']:.3f}"
+        speed = f"{record['tokens_per_second']:,} tokens/s"
+        self.bar.set_postfix_str(f"loss {loss}, {speed}")
+        if self.bar.disable and now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            left = (now - self.started) / (step - self.start) * (self.config.max_steps - step)
+            print(f"step {step:,}/{self.config.max_steps:,}  loss {loss}  {speed}  {duration(left)} left", flush=True)
+
+    def evaluated(self, step: int, validation_loss: float):
+        """Take in a validation loss."""
+        if self.active:
+            self.record({"step": step, "validation_loss": validation_loss})
+            self.say(f"step {step:,}/{self.config.max_steps:,}  validation loss {validation_loss:.3f}")
+
+    def untimed(self, work: Callable, *arguments):
+        """Do something that is not training, such as an evaluation, and leave its time out of the tokens per second."""
+        started = time.perf_counter()
+        result = work(*arguments)
+        self.last_log += time.perf_counter() - started
+        return result
+
+    def say(self, line: str):
+        """Print a line above the progress bar."""
+        if self.active:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def record(self, record: dict):
+        """Append a line to the metrics."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def close(self):
+        if self.active:
+            self.bar.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The records of a metrics file; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records

@@ -1,0 +1,182 @@
+"""What a run has to show: the picture of its curves, and what the model fills into masked sentences.
+
+`python pretrain/report.py RUN [RUN ...] --output FILE.png` draws the curves of several runs into one picture.
+"""
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pretrain.errors import UserError, report_user_errors
+from pretrain.files import write_json
+from pretrain.monitoring import METRICS_FILE, read_metrics
+from pretrain.packed_data import PackedRows
+from pretrain.tokenizer import word_starts
+
+
+SUMMARY_FILE = "summary.json"
+CURVES_FILE = "curves.png"
+matplotlib.use("Agg")
+
+
+class ReportError(UserError):
+    """A folder that holds no run."""
+
+
+def report_run(
+    run: Path, model_folder: Path, model: PreTrainedModel, tokenizer, rows: PackedRows, validation_loss: float, entropy: float
+):
+    """Write the summary and the picture of a finished run and print how it went."""
+    speeds = [record["tokens_per_second"] for record in read_metrics(run / METRICS_FILE) if "loss" in record]
+    summary = {
+        "validation_loss": validation_loss,
+        "unigram_entropy": entropy,
+        "tokens_per_second": round(float(np.median(speeds))),
+        "parameters": model.num_parameters(),
+    }
+    write_json(run / SUMMARY_FILE, summary)
+    plot_curves([run], run / CURVES_FILE)
+    filled = fill_masked_sentences(model, tokenizer, rows)
+    _print_report(run, model_folder, summary, filled, tokenizer.mask_token)
+
+
+def plot_curves(runs: list[Path], output: Path):
+    """Draw training and validation loss over the steps for each run, and the unigram entropy as a line."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
+    entropies = set()
+    for colour, run in zip(pyplot.rcParams["axes.prop_cycle"].by_key()["color"], runs, strict=False):
+        metrics = read_metrics(run / METRICS_FILE)
+        if not metrics or not (run / SUMMARY_FILE).exists():
+            raise ReportError(f"{run} holds no finished run: {METRICS_FILE} or {SUMMARY_FILE} is missing or empty.")
+        summary = json.loads((run / SUMMARY_FILE).read_text(encoding="utf-8"))
+        entropies.add(round(summary["unigram_entropy"], 4))
+        name = f"{run.name}: " if len(runs) > 1 else ""
+        for key, label, style in (
+            ("loss", "training loss", {"alpha": 0.4, "linewidth": 1}),
+            ("validation_loss", "validation loss", {"marker": "o", "markersize": 4, "linewidth": 2}),
+        ):
+            points = [(record["step"], record[key]) for record in metrics if record.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, label=name + label, **style)
+                if key == "validation_loss":
+                    axes.annotate(f"{points[-1][1]:.2f}", points[-1], xytext=(4, 6), textcoords="offset points")
+    for entropy in sorted(entropies):
+        axes.axhline(entropy, color="black", linestyle="--", linewidth=1, label=f"unigram entropy {entropy:.2f}")
+    axes.set_xlabel("step")
+    axes.set_ylabel("masked-LM loss (nats per predicted token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(output, dpi=120)
+    pyplot.close(figure)
+
+
+@dataclass(frozen=True)
+class FilledSentence:
+    """A sentence with a masked word, that word, and the model's guesses with their probabilities."""
+
+    sentence: str
+    answer: str
+    guesses: list[tuple[str, float]]
+
+
+@torch.no_grad()
+def fill_masked_sentences(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: PackedRows, count: int = 5, guesses: int = 3
+) -> list[FilledSentence]:
+    """Mask one word in sentences of as many validation documents, the same for each run on the same data."""
+    model.eval()
+    filled = []
+    starts = word_starts(tokenizer)
+    generator = np.random.default_rng(0)
+    for document in generator.permutation(len(rows.documents) - 1):
+        ids = rows.stream[rows.documents[document] : rows.documents[document + 1] - 1]
+        sentence = _pick_sentence(tokenizer.decode(ids[:20_000]), generator)
+        if sentence is None:
+            continue
+        encoded = tokenizer(sentence, truncation=True, max_length=rows.max_length, return_tensors="pt")
+        place = _pick_word(encoded["input_ids"][0], tokenizer, starts, generator)
+        if place is None:
+            continue
+        answer = int(encoded["input_ids"][0, place])
+        encoded["input_ids"][0, place] = tokenizer.mask_token_id
+        shown = tokenizer.decode(encoded["input_ids"][0, 1:-1]).replace(tokenizer.mask_token, " ____").strip()
+        inputs = {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        best = model(**inputs).logits[0, place].float().softmax(dim=-1).topk(guesses)
+        words = [(tokenizer.decode([token]).strip(), p) for token, p in zip(best.indices, best.values.tolist(), strict=True)]
+        filled.append(FilledSentence(re.sub(r"\s+", " ", shown), tokenizer.decode([answer]).strip(), words))
+        if len(filled) == count:
+            break
+    return filled
+
+
+def _pick_sentence(text: str, generator: np.random.Generator) -> str | None:
+    """A sentence of 8 to 20 plain words."""
+    sentences = [piece.strip() for piece in re.split(r"(?<=[.!?])\s+", text)]
+    plain = [s for s in sentences if 8 <= len(s.split()) <= 20 and re.fullmatch(r"[A-Z][A-Za-z0-9 ,'-]+\.", s)]
+    return str(generator.choice(plain)) if plain else None
+
+
+def _pick_word(ids: torch.Tensor, tokenizer, starts: list[bool], generator: np.random.Generator) -> int | None:
+    """The place of a word of at least four letters that is one token, with its sentence going on after it."""
+    tokens = [tokenizer.decode([token]).strip() for token in ids]
+    places = [
+        place
+        for place in range(2, len(ids) - 2)
+        if starts[ids[place]]
+        and len(tokens[place]) >= 4
+        and tokens[place].isalpha()
+        and (starts[ids[place + 1]] or not tokens[place + 1].isalnum())
+    ]
+    return int(generator.choice(places)) if places else None
+
+
+def _print_report(run: Path, model_folder: Path, summary: dict, filled: list[FilledSentence], mask_token: str):
+    gain = summary["unigram_entropy"] - summary["validation_loss"]
+    print(f"""
+Validation loss   {summary["validation_loss"]:.3f} nats per predicted token
+Unigram entropy   {summary["unigram_entropy"]:.3f} nats: what guessing by word frequency alone would reach
+Learnt            {gain:.3f} nats {"below" if gain >= 0 else "ABOVE"} it
+Training speed    {summary["tokens_per_second"]:,} tokens/s""")
+    if filled:
+        print("\nMasked sentences from validation documents, and the model's first guesses:")
+    for example in filled:
+        guesses = ", ".join(f"{word} ({probability:.0%})" for word, probability in example.guesses)
+        print(f"\n  {example.sentence}\n    guesses: {guesses}   [was: {example.answer}]")
+    print(f"""
+Curves    {run / CURVES_FILE}
+Metrics   {run / METRICS_FILE}
+Model     {model_folder}
+
+Load it:
+
+    import modeling_luna
+    from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+    model = AutoModelForMaskedLM.from_pretrained({str(model_folder)!r})
+    tokenizer = AutoTokenizer.from_pretrained({str(model_folder)!r})
+    pipeline("fill-mask", model=model, tokenizer=tokenizer)("Return the number of{mask_token} in the list.")
+""")
+
+
+def main(arguments: list[str]):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("--output", type=Path, required=True, help="the picture to write")
+    options = parser.parse_args(arguments)
+    plot_curves(options.runs, options.output)
+    print(options.output)
+
+
+if __name__ == "__main__":
+    with report_user_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,83 @@
+"""The tokenizer of a run: trained on its text in RoBERTa's form, or a given one."""
+
+import json
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
+
+from pretrain.errors import UserError
+
+
+SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # ids 0 to 3; <mask> is the last id
+SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256 + 1  # the specials, every byte, <mask>
+
+
+class TokenizerError(UserError):
+    """A tokenizer that cannot be loaded, or cannot serve masked language modelling."""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer in RoBERTa's form: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>` last."""
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise TokenizerError(f"vocab_size is {vocab_size}: a byte-level tokenizer needs at least {SMALLEST_VOCABULARY}.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    bpe = json.loads(tokenizer.to_str())["model"]
+    # <mask> takes the space before it, so that "the <mask> of" and "the word of" have the same number of tokens.
+    mask_token = AddedToken("<mask>", lstrip=True, special=True, normalized=False)
+    return RobertaTokenizer(
+        vocab=bpe["vocab"],
+        merges=[tuple(merge) for merge in bpe["merges"]],
+        mask_token=mask_token,
+        model_max_length=max_length,
+    )
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Load a given tokenizer from a folder or the Hub; it must have the special tokens that masking needs."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise TokenizerError(
+            f"tokenizer: {name_or_path} cannot be loaded as a folder or from the Hub: {error}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise TokenizerError(f"tokenizer: {name_or_path} has no fast version, which preparation needs.")
+    missing = [name for name in ("mask_token", "pad_token") if getattr(tokenizer, name) is None]
+    if row_ends(tokenizer) is None:
+        missing.append("cls_token and sep_token (or bos_token and eos_token)")
+    if missing:
+        raise TokenizerError(f"tokenizer: {name_or_path} has no {', no '.join(missing)}; masked LM needs them.")
+    return tokenizer
+
+
+def row_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
+    """The ids that open and close a row: `<s>` and `</s>` in RoBERTa's form, `[CLS]` and `[SEP]` in BERT's."""
+    first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    return None if first is None or last is None else (first, last)
+
+
+def word_starts(tokenizer: PreTrainedTokenizerBase) -> list[bool]:
+    """For each id, whether it begins a word: what whole-word masking needs to know.
+
+    Byte-level BPE and SentencePiece mark the space before a word; WordPiece marks the pieces that go on with one.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    if any(token.startswith("##") for token in tokens):
+        return [not token.startswith("##") for token in tokens]
+    return [token[:1] in ("Ġ", "Ċ", "ĉ", "▁") for token in tokens]
+
+
+def token_type_of(vocab_size: int) -> str:
+    """The NumPy type that ids are stored in."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
