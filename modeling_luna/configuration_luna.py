@@ -94,7 +94,7 @@ class LunaConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def validate_architecture(self):
-        """Raise a `ValueError` that names the field where sizes do not fit together."""
+        """Name the field whose value cannot be; `@strict` turns the `ValueError` into its own error."""
         for field in (
             "vocab_size",
             "hidden_size",
@@ -105,6 +105,8 @@ class LunaConfig(PreTrainedConfig):
         ):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}.")
+        if self.num_hidden_layers < 0:
+            raise ValueError(f"num_hidden_layers must be at least 0, not {self.num_hidden_layers}.")
         for field in ("num_attention_heads", "num_pack_attention_heads"):
             heads = getattr(self, field)
             if heads is not None and (heads < 1 or self.hidden_size % heads):
@@ -118,8 +120,11 @@ class LunaConfig(PreTrainedConfig):
             raise ValueError(f"conv_kernel_size must be 0 (none) or an odd width, not {self.conv_kernel_size}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"Unknown hidden_act {self.hidden_act!r}: choose one of {sorted(ACT2FN)}.")
-        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout"):
-            if not 0 <= getattr(self, field) < 1:
+        for field in ("layer_norm_eps", "initializer_range"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"{field} must be above 0, not {getattr(self, field)}.")
+        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout"):
+            if getattr(self, field) is not None and not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}.")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id ({self.pad_token_id}) is not an id of the {self.vocab_size} tokens.")

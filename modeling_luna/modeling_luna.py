@@ -34,7 +34,7 @@ class LunaModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, n, hidden_size)`):
-            The tokens after the last layer.
+            The tokens after the last layer; at padding it is finite and holds no meaning.
         packed_last_hidden_state (`torch.FloatTensor` of shape `(batch, l, hidden_size)`):
             The packed state P after the last layer, l = min(projection_length, n) (projection_length where
             `dynamic_projection` is off). A row of m < l tokens uses the first m slots; the others hold no meaning.
@@ -62,7 +62,7 @@ class LunaMaskedLMOutput(ModelOutput):
     Output of [`LunaForMaskedLM`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, where labels are given):
+        loss (scalar `torch.FloatTensor`, where labels are given):
             Mean cross entropy over the labelled positions, in nats.
         logits (`torch.FloatTensor` of shape `(batch, n, vocab_size)`):
             Scores before the softmax; of shape `(labelled positions, vocab_size)` with labels and
@@ -153,7 +153,9 @@ class LunaEmbeddings(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return the tokens (batch, n, hidden), P (batch, l, hidden), and which slots a row uses (batch, l)."""
         if inputs_embeds is None:
-            self._check_range("input_ids", input_ids, self.word_embeddings.num_embeddings)
+            check_range(
+                input_ids, self.word_embeddings.num_embeddings, "Do tokenizer and model belong together? input_ids"
+            )
             inputs_embeds = self.word_embeddings(input_ids)
         batch_size, num_tokens, _ = inputs_embeds.shape
 
@@ -182,32 +184,33 @@ class LunaEmbeddings(nn.Module):
     def _embed_positions(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        if position_ids is None and attention_mask is None:
+        counted = position_ids is None
+        if counted and attention_mask is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0)
-        elif position_ids is None:
+        elif counted:
             # Counts the tokens of each row, so that padding on either side does not move them.
             position_ids = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
         if self.config.position_embedding_type == "sinusoidal":
             return sinusoids(position_ids + self.position_offset, inputs_embeds)
-        self._check_range("position_ids", position_ids, self.config.max_position_embeddings)
+        limit = self.config.max_position_embeddings
+        check_range(
+            position_ids,
+            limit,
+            f"A row holds more tokens than max_position_embeddings ({limit}): truncate it (`tokenizer(..., "
+            f"truncation=True, max_length={limit})`) or use a model with more positions. The largest position"
+            if counted
+            else "position_ids",
+        )
         return self.position_embeddings(position_ids + self.position_offset)
 
-    def _check_range(self, name: str, ids: torch.Tensor, limit: int):
-        """Raise a readable error on a CPU, where looking costs nothing; a GPU would have to wait for the answer."""
-        if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
-            return
-        smallest, largest = (int(value) for value in torch.aminmax(ids))
-        if smallest >= 0 and largest < limit:
-            return
-        if name == "position_ids" and smallest >= 0:
-            raise ValueError(
-                f"A row holds {largest + 1} tokens, but max_position_embeddings is {limit}: truncate it "
-                f"(`tokenizer(..., truncation=True, max_length={limit})`) or use a model with more positions."
-            )
-        raise ValueError(
-            f"{name} must lie between 0 and {limit - 1}, but reach from {smallest} to {largest}"
-            + (": do the tokenizer and the model belong together?" if name == "input_ids" else ".")
-        )
+
+def check_range(ids: torch.Tensor, limit: int, name: str):
+    """Raise a `ValueError` for ids outside [0, limit), on a CPU alone: a GPU would have to wait for the answer."""
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
+        return
+    smallest, largest = (int(value) for value in torch.aminmax(ids))
+    if smallest < 0 or largest >= limit:
+        raise ValueError(f"{name} must lie between 0 and {limit - 1}; found {smallest} to {largest}.")
 
 
 def sinusoids(positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -215,7 +218,7 @@ def sinusoids(positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
     Args:
         positions: integers of any shape.
-        like: gives the size of the last dimension, even and at least 4, and the dtype of the result.
+        like: gives the size of the last dimension, which is even, and the dtype of the result.
     """
     half = like.shape[-1] // 2
     frequencies = torch.exp(torch.arange(half, device=positions.device) * (-math.log(10000.0) / max(half - 1, 1)))
@@ -262,7 +265,8 @@ class LunaAttention(nn.Module):
         return context.flatten(start_dim=-2), attention_weights
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, time, head_dim)
+        num_heads = states.shape[-1] // self.head_dim  # fewer on each device under tensor parallelism
+        return states.unflatten(-1, (num_heads, self.head_dim)).transpose(1, 2)  # (batch, heads, time, head_dim)
 
     def _attention_interface(self, dropout: float, device: torch.device) -> Callable:
         implementation = self.config._attn_implementation
@@ -320,11 +324,14 @@ class LunaMLP(nn.Module):
 
 
 class LunaConvolution(nn.Conv1d):
-    """Depthwise convolution over the tokens that starts as the identity and reads zeros in place of padding."""
+    """Depthwise convolution over the tokens that starts as the identity and reads zeros in place of padding.
+
+    The parameters are those of `Conv1d`, whose own forward pass is not used.
+    """
 
     def __init__(self, config: LunaConfig):
         super().__init__(
-            config.hidden_size, config.hidden_size, config.conv_kernel_size, groups=config.hidden_size, padding="same"
+            config.hidden_size, config.hidden_size, config.conv_kernel_size, groups=config.hidden_size
         )
 
     def forward(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -361,7 +368,7 @@ class LunaLayer(GradientCheckpointingLayer):
         token_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.convolution is not None:
+        if self.convolution is not None:  # before the residual branches off, which therefore holds its output
             hidden_states = self.convolution(hidden_states, token_mask)
 
         residual, packed_residual = hidden_states, packed

@@ -3,16 +3,32 @@
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from modeling_luna import LunaConfig
-
 from pretrain.errors import UserError
-from pretrain.sources import Source
+from pretrain.text_source import Source
+
+
+if TYPE_CHECKING:
+    from modeling_luna import LunaConfig
+
+# What a saved configuration holds besides the fields of the model.
+IGNORED_MODEL_KEYS = ("architectures", "auto_map", "dtype", "model_type", "transformers_version")
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+    types.NoneType: "null",
+}
 
 
 class ConfigurationError(UserError):
@@ -95,18 +111,25 @@ class PretrainConfig:
             sources.append(Source(**{**defaults, **entry}))
         return sources
 
-    def luna_config(self, vocab_size: int) -> LunaConfig:
-        """The model's configuration; `vocab_size` is the tokenizer's and counts where none is given.
+    def luna_config(self, vocab_size: int | None) -> "LunaConfig":
+        """The model's configuration; `vocab_size` is the tokenizer's, if it is known, and counts where none is given.
 
         Raises:
             ConfigurationError: where the tokenizer or the rows do not fit into the model.
         """
-        fields = {"vocab_size": vocab_size, **self._model_fields()}
+        # Imported here, since it takes seconds that the processes of `python-docs` need not wait for.
+        from huggingface_hub.errors import StrictDataclassError
+
+        from modeling_luna import LunaConfig
+
+        fields = self._model_fields(known=list(LunaConfig.__annotations__))
+        if vocab_size is not None:
+            fields = {"vocab_size": vocab_size, **fields}
         try:
             config = LunaConfig(**fields)
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"model: {error}") from error
-        if config.vocab_size < vocab_size:
+        except StrictDataclassError as error:
+            raise ConfigurationError(f"model: {error.__cause__ or error}") from error
+        if vocab_size is not None and config.vocab_size < vocab_size:
             raise ConfigurationError(
                 f"model.vocab_size is {config.vocab_size}, but the tokenizer has {vocab_size} tokens: raise it to at "
                 f"least {vocab_size}, or leave it out to take the tokenizer's."
@@ -118,19 +141,23 @@ class PretrainConfig:
             )
         return config
 
-    def _model_fields(self) -> dict:
+    def _model_fields(self, known: list[str]) -> dict[str, Any]:
         fields = {}
         if self.model_config is not None:
             fields = read_json(Path(self.model_config))
+            if fields.get("model_type", "luna") != "luna":
+                raise ConfigurationError(f"{self.model_config} is of a {fields['model_type']} model, not of Luna.")
+            fields = {key: value for key, value in fields.items() if key not in IGNORED_MODEL_KEYS}
         fields = {**fields, **self.model}
-        known = [field.name for field in dataclasses.fields(LunaConfig)]
         for key in fields:
-            if key not in known and key not in ("model_type", "architectures"):
+            if key not in known:
                 raise ConfigurationError(f"model: unknown key {key!r}.{suggest(key, known)}")
         return fields
 
     def validate(self):
         """Raise a `ConfigurationError` that names the key where a value makes no sense."""
+        from pretrain.tokenizer import SMALLEST_VOCABULARY
+
         for key in ("vocab_size", "max_steps", "batch_size", "gradient_accumulation_steps", "logging_steps"):
             self._require(key, getattr(self, key) >= 1, "must be at least 1")
         for key in ("warmup_steps", "eval_steps", "save_steps", "dataloader_num_workers", "weight_decay"):
@@ -143,13 +170,19 @@ class PretrainConfig:
             self._require(key, 0 < getattr(self, key) < 1, "must lie between 0 and 1")
         for key in ("adam_beta1", "adam_beta2"):
             self._require(key, 0 <= getattr(self, key) < 1, "must be at least 0 and below 1")
+        if self.tokenizer is None:
+            self._require(
+                "vocab_size",
+                self.vocab_size >= SMALLEST_VOCABULARY,
+                f"must be at least {SMALLEST_VOCABULARY}, the bytes and the special tokens",
+            )
         self._require("max_length", self.max_length >= 8, "must be at least 8")
         self._require("seed", 0 <= self.seed < 2**63, "must be at least 0 and below 2**63")
         self._require("warmup_steps", self.warmup_steps <= self.max_steps, f"exceeds max_steps ({self.max_steps})")
         choices = (None, "no", "bf16", "fp16")
         self._require("mixed_precision", self.mixed_precision in choices, f"must be one of {choices[1:]}")
         self.sources()
-        self.luna_config(vocab_size=1 if self.tokenizer else self.vocab_size)
+        self.luna_config(vocab_size=None if self.tokenizer else self.vocab_size)
 
     def _require(self, key: str, fulfilled: bool, message: str):
         if not fulfilled:
@@ -167,27 +200,29 @@ def load_config(arguments: list[str]) -> PretrainConfig:
         raise ConfigurationError("usage: run_mlm.py configs/pretrain/NAME.yaml [--key value ...]")
     path, overrides = Path(arguments[0]), _parse_overrides(arguments[1:])
     values = _read_yaml(path)
-    for key, value in overrides.items():
-        if key.startswith("model."):
-            values["model"] = {**values.get("model", {}), key.removeprefix("model."): value}
-        else:
-            values[key] = value
-
     known = typing.get_type_hints(PretrainConfig)
     for key in values:
         if key not in known:
-            where = f"--{key}" if key in overrides else f"{path}: {key}"
-            raise ConfigurationError(f"{where} is not a key of the configuration.{suggest(key, list(known))}")
+            raise ConfigurationError(f"{path}: {key} is not a key of the configuration.{suggest(key, list(known))}")
+    values = {key: _convert(key, value, known[key]) for key, value in values.items()}
+
+    for key, texts in overrides.items():
+        if key.startswith("model."):
+            values["model"] = {**values.get("model", {}), key.removeprefix("model."): _parse(key, texts, Any)}
+        elif key not in known:
+            raise ConfigurationError(f"--{key} is not a key of the configuration.{suggest(key, list(known))}")
+        else:
+            values[key] = _convert(key, _parse(key, texts, known[key]), known[key])
     if "output_dir" not in values:
         raise ConfigurationError(f"{path} names no output_dir: add it, or give --output_dir FOLDER.")
-    config = PretrainConfig(**{key: _convert(key, value, known[key]) for key, value in values.items()})
+    config = PretrainConfig(**values)
     config.validate()
     return config
 
 
-def suggest(key: str, known: list[str]) -> str:
+def suggest(key: object, known: list[str]) -> str:
     """' Did you mean X?' for the known key nearest to a wrong one, or nothing."""
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
     return f" Did you mean {nearest[0]!r}?" if nearest else f" Known are: {', '.join(known)}."
 
 
@@ -204,11 +239,43 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def _read_yaml(path: Path) -> dict:
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: `no` and dates are text, `2e-5` is a number, which PyYAML's 1.1 has the other way round.
+
+    A key that occurs twice is an error.
+    """
+
+    yaml_implicit_resolvers: dict = {}
+
+    def construct_mapping(self, node, deep=False):
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            seen: set = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
+                seen.add(key)
+        return mapping
+
+
+for tag, pattern, first in (
+    ("null", r"(?:~|null|Null|NULL)?", [*"~nN", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", [*"-+0123456789"]),
+    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), first)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigurationError(f"{path}{line}: not YAML: {error.problem}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
@@ -216,8 +283,8 @@ def _read_yaml(path: Path) -> dict:
     return values
 
 
-def _parse_overrides(arguments: list[str]) -> dict[str, object]:
-    """`--key value`, `--key=value`, or `--key value value ...` for a list."""
+def _parse_overrides(arguments: list[str]) -> dict[str, list[str]]:
+    """The texts of `--key value`, `--key=value`, or `--key value value ...` for a list."""
     overrides: dict[str, list[str]] = {}
     key = None
     for argument in arguments:
@@ -230,38 +297,38 @@ def _parse_overrides(arguments: list[str]) -> dict[str, object]:
             raise ConfigurationError(f"{argument!r} does not follow a --key.")
         else:
             overrides[key].append(argument)
-    for key, values in overrides.items():
-        if not values:
+    for key, texts in overrides.items():
+        if not texts:
             raise ConfigurationError(f"--{key} needs a value.")
-    return {
-        key: _parse_value(values[0]) if len(values) == 1 else [_parse_value(value) for value in values]
-        for key, values in overrides.items()
-    }
+    return overrides
 
 
-def _parse_value(text: str) -> object:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+def _parse(key: str, texts: list[str], hint: Any) -> object:
+    """Read the texts of an override as YAML; what is meant as text stays as it was typed."""
+    values = []
+    for text in texts:
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"--{key}: {text!r} is not YAML: {getattr(error, 'problem', error)}.") from error
+        values.append(text if str in _choices(hint) and isinstance(value, bool | int | float) else value)
+    return values[0] if len(values) == 1 else values
 
 
-def _convert(key: str, value: object, hint) -> object:
-    """The value as the field's type; YAML reads 2e-5 as a string, for one."""
-    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in choices:
-        return None
+def _choices(hint: Any) -> tuple:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _convert(key: str, value: Any, hint: Any) -> Any:
+    """Check that a value is of the field's type; whole numbers do for others and for text, and none for a mapping."""
+    choices = _choices(hint)
     if value is None and dict in choices:
         return {}
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if number and int not in choices:
+        value = float(value) if float in choices else str(value) if str in choices else value
     for choice in choices:
-        if isinstance(value, choice) and not (isinstance(value, bool) and choice is not bool):
+        if isinstance(value, choice) and (choice is bool or not isinstance(value, bool)):
             return value
-    if float in choices and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if str in choices and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    names = " or ".join("null" if choice is type(None) else choice.__name__ for choice in choices)
-    raise ConfigurationError(f"{key} is {value!r}: it must be of the type {names}.")
+    names = " or ".join(TYPE_NAMES[choice] for choice in choices)
+    raise ConfigurationError(f"{key} is {value!r}: it must be {names}.")

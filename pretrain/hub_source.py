@@ -117,9 +117,7 @@ def _load_from_hub(source: Source, found: HubDataset, num_proc: int) -> datasets
             num_proc=num_proc if num_proc > 1 else None,
         )
     except (DataFilesNotFoundError, EmptyDatasetError) as error:
-        raise SourceError(
-            f"The dataset {source.path!r} of the Hub holds no data files that can be read"
-        ) from error
+        raise SourceError(f"The dataset {source.path!r} of the Hub holds no data files that can be read") from error
     except ConnectionError as error:
         raise SourceError(f"The Hub cannot be reached for the dataset {source.path!r}: {error}") from error
     except RuntimeError as error:

@@ -15,5 +15,5 @@ def build_model(config: PretrainConfig, vocab_size: int) -> LunaForMaskedLM:
             config.luna_config(vocab_size), attn_implementation=config.attn_implementation
         )
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     return model

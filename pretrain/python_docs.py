@@ -134,11 +134,7 @@ def _modules(origin: str, files: Iterable[tuple[PurePath, Path]]) -> list[Module
     modules = []
     for relative, file in files:
         *folders, name = relative.parts
-        if (
-            relative.suffix == ".py"
-            and not SKIPPED_FILE.fullmatch(name)
-            and SKIPPED_FOLDERS.isdisjoint(folders)
-        ):
+        if relative.suffix == ".py" and not SKIPPED_FILE.fullmatch(name) and SKIPPED_FOLDERS.isdisjoint(folders):
             dotted = ".".join([*folders, relative.stem]).removesuffix(".__init__")
             modules.append(Module(f"{origin}:{dotted}", file))
     return sorted(modules)

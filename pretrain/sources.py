@@ -113,9 +113,7 @@ def _local_files(source: Source) -> list[str] | None:
     path = os.path.expanduser(source.path)
     if os.path.isfile(path):
         if _format(path) is None:
-            raise SourceError(
-                f"{path}: this kind of file is not supported. Supported are {SUPPORTED_SUFFIXES}"
-            )
+            raise SourceError(f"{path}: this kind of file is not supported. Supported are {SUPPORTED_SUFFIXES}")
         return [path]
     if os.path.isdir(path):
         return _supported_files(_files_below(path), f"The folder {path}")
@@ -173,9 +171,7 @@ def _rows_of_file(file: str, source: Source) -> Iterator[Row]:
         empty = empty and not (text and text.strip())
         yield name, text
     if empty:
-        raise SourceError(
-            f"{file}: the file is empty or holds only white space. Remove it or put text into it"
-        )
+        raise SourceError(f"{file}: the file is empty or holds only white space. Remove it or put text into it")
 
 
 def _rows_of_text(file: str, documents: str) -> Iterator[Row]:
@@ -215,29 +211,22 @@ def _rows_of_json_lines(file: str, column: str) -> Iterator[Row]:
         if not line.strip():
             continue
         place = f"{file}:{number}"
-        array_hint = (
-            ". A file that is one array becomes JSON lines by: jq -c '.[]' FILE" if line[0] == "[" else ""
-        )
+        array_hint = ". A file that is one array becomes JSON lines by: jq -c '.[]' FILE" if line[0] == "[" else ""
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise SourceError(
-                f"{place}: not JSON: {error.msg} at column {error.colno}. "
-                f"Each line must be one object{array_hint}"
+                f"{place}: not JSON: {error.msg} at column {error.colno}. Each line must be one object{array_hint}"
             ) from error
         if not isinstance(value, dict):
-            raise SourceError(
-                f"{place}: each line must be a JSON object, but this is {_json_type(value)}{array_hint}"
-            )
+            raise SourceError(f"{place}: each line must be a JSON object, but this is {_json_type(value)}{array_hint}")
         if column not in value:
             raise_missing_column(place, column, value)
         yield place, checked_text(value[column], place, column)
 
 
 def _json_type(value: object) -> str:
-    return {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(
-        type(value), "a number"
-    )
+    return {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
 
 
 def _rows_of_csv(file: str, column: str, delimiter: str) -> Iterator[Row]:

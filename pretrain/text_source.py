@@ -70,8 +70,7 @@ def raise_missing_column(place: str, column: str, columns: Iterable[str]) -> NoR
     nearest = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
     suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
     raise SourceError(
-        f"{place}: there is no column {column!r}, only {quoted(names)}. "
-        f"Set text_column to one of them{suggestion}"
+        f"{place}: there is no column {column!r}, only {quoted(names)}. Set text_column to one of them{suggestion}"
     )
 
 

@@ -17,10 +17,23 @@ class TokenizerError(UserError):
     """A tokenizer that cannot be loaded, or cannot serve masked language modelling."""
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE tokenizer in RoBERTa's form: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>` last."""
+def train_tokenizer(
+    texts: Iterable[str] | Iterable[list[str]], vocab_size: int, max_length: int
+) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer in RoBERTa's form: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>` last.
+
+    Args:
+        texts: one by one or in batches.
+        vocab_size: the number of tokens, `<mask>` included; a text of few words gives fewer.
+        max_length: the number of tokens that a row may hold.
+
+    Raises:
+        TokenizerError: where `vocab_size` does not hold the bytes and the special tokens.
+    """
     if vocab_size < SMALLEST_VOCABULARY:
-        raise TokenizerError(f"vocab_size is {vocab_size}: a byte-level tokenizer needs at least {SMALLEST_VOCABULARY}.")
+        raise TokenizerError(
+            f"vocab_size is {vocab_size}: a byte-level tokenizer needs at least {SMALLEST_VOCABULARY}."
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -34,10 +47,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     bpe = json.loads(tokenizer.to_str())["model"]
     # <mask> takes the space before it, so that "the <mask> of" and "the word of" have the same number of tokens.
     mask_token = AddedToken("<mask>", lstrip=True, special=True, normalized=False)
+    # Its annotations know of neither pairs nor AddedToken.
     return RobertaTokenizer(
         vocab=bpe["vocab"],
-        merges=[tuple(merge) for merge in bpe["merges"]],
-        mask_token=mask_token,
+        merges=[tuple(merge) for merge in bpe["merges"]],  # type: ignore[misc]
+        mask_token=mask_token,  # type: ignore[arg-type]
         model_max_length=max_length,
     )
 
@@ -57,6 +71,9 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         missing.append("cls_token and sep_token (or bos_token and eos_token)")
     if missing:
         raise TokenizerError(f"tokenizer: {name_or_path} has no {', no '.join(missing)}; masked LM needs them.")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # What Transformers makes of a tokenizer_config.json without the files of the vocabulary.
+        raise TokenizerError(f"tokenizer: {name_or_path} has special tokens only: its vocabulary is not there.")
     return tokenizer
 
 

@@ -22,6 +22,7 @@ from re import Match, Pattern
 from typing import Any, NamedTuple, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
+
 BRANCH = "main"
 
 
@@ -149,18 +150,14 @@ def who_am_i(request: Request) -> Reply:
 def repository_information(request: Request) -> Reply:
     repository = request.repository()
     siblings = [{"rfilename": path, "size": len(content)} for path, content in repository.files().items()]
-    return _json(
-        {"id": repository.id, "sha": repository.commit(), "private": False, "tags": [], "siblings": siblings}
-    )
+    return _json({"id": repository.id, "sha": repository.commit(), "private": False, "tags": [], "siblings": siblings})
 
 
 def tree(request: Request) -> Reply:
     """Lists the files, and the folders, below a folder of the repository, at all depths."""
     repository = request.repository()
     prefix = unquote(request.match["path"] or "").strip("/")
-    entries = [
-        entry for entry in _entries(repository) if entry["path"].startswith(f"{prefix}/" if prefix else "")
-    ]
+    entries = [entry for entry in _entries(repository) if entry["path"].startswith(f"{prefix}/" if prefix else "")]
     if prefix and not entries:
         raise HubError(404, "EntryNotFound", f"{prefix} does not exist")
     return _json(entries)

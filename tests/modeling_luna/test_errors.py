@@ -39,7 +39,7 @@ def test_shape_of_the_mask_beside_embeddings(model: LunaModel):
 
 @pytest.mark.parametrize("bad", [-1, VOCABULARY])
 def test_id_out_of_range(model: LunaModel, bad: int):
-    message = f"input_ids must lie between 0 and 52, but reach from {min(bad, 5)} to {max(bad, 5)}.*tokenizer"
+    message = f"tokenizer.*input_ids must lie between 0 and 52; found {min(bad, 5)} to {max(bad, 5)}"
     with pytest.raises(ValueError, match=message):
         model(torch.tensor([[5, bad, 5]]))
 
@@ -53,7 +53,7 @@ def test_longest_row_that_fits(model: LunaModel):
 def test_row_that_is_too_long(model: LunaModel, masked: bool):
     input_ids = torch.full((2, POSITIONS + 1), 5)
     mask = torch.ones_like(input_ids) if masked else None
-    with pytest.raises(ValueError, match=r"A row holds 33 tokens, but max_position_embeddings is 32.*max_length=32"):
+    with pytest.raises(ValueError, match=r"more tokens than max_position_embeddings \(32\).*max_length=32"):
         model(input_ids, attention_mask=mask)
 
 
@@ -88,7 +88,7 @@ def test_position_table_ends_where_the_config_says(model: LunaModel):
     assert model.embeddings.position_embeddings.num_embeddings == POSITIONS + 2
     with torch.no_grad():
         model(torch.tensor([[5]]), position_ids=torch.tensor([[POSITIONS - 1]]))
-    with pytest.raises(ValueError, match="max_position_embeddings is 32"):
+    with pytest.raises(ValueError, match="position_ids must lie between 0 and 31; found 32"):
         model(torch.tensor([[5]]), position_ids=torch.tensor([[POSITIONS]]))
 
 

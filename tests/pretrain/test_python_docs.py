@@ -15,6 +15,7 @@ import pytest
 from pretrain.prose import prose_paragraphs
 from pretrain.python_docs import installed_modules, modules_in_folder, python_docs_identity, read_python_docs
 
+
 ALPHA = '''
 """Reads the settings of a program from a file."""
 
@@ -110,8 +111,7 @@ def test_reports_files_that_are_not_python_and_keeps_warnings_quiet(
 
 def test_processes_do_not_change_the_result(tree: Path) -> None:
     more = {
-        f"generated/module_{number:02}.py": f'"""This is the module {number} of the folder."""'
-        for number in range(50)
+        f"generated/module_{number:02}.py": f'"""This is the module {number} of the folder."""' for number in range(50)
     }
     write(tree, more)
     one, two = (list(read_python_docs(number, modules_in_folder("demo", tree))) for number in (1, 2))
@@ -129,9 +129,7 @@ def test_hash_seed_place_and_file_times_do_not_change_the_result(tree: Path, tmp
     for seed, folder in ("1", tree), ("2", moved):
         environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
         outputs.append(
-            subprocess.check_output(
-                [sys.executable, "-c", script, str(folder)], env=environment, cwd=tmp_path
-            )
+            subprocess.check_output([sys.executable, "-c", script, str(folder)], env=environment, cwd=tmp_path)
         )
         if folder == tree:
             tree.rename(moved)
@@ -145,14 +143,10 @@ def install(site: Path, name: str, files: dict[str, str]) -> None:
     """Lays a distribution out as pip does."""
     record = "".join(f"{file},,\n" for file in [*files, "../../../bin/script.py"])
     metadata = f"{name}-1.0.dist-info"
-    write(
-        site, {**files, f"{metadata}/METADATA": f"Name: {name}\nVersion: 1.0\n", f"{metadata}/RECORD": record}
-    )
+    write(site, {**files, f"{metadata}/METADATA": f"Name: {name}\nVersion: 1.0\n", f"{metadata}/RECORD": record})
 
 
-def test_lists_the_standard_library_and_then_distributions_without_this_project(
-    tmp_path: Path, tree: Path
-) -> None:
+def test_lists_the_standard_library_and_then_distributions_without_this_project(tmp_path: Path, tree: Path) -> None:
     site = write(tmp_path / "site", {"stray.py": "'''This belongs to no distribution and is not read.'''"})
     install(site, "Zeta.Tools", {"zeta/__init__.py": "", "zeta/core.py": "", "zeta/tests/helper.py": ""})
     install(site, "apple", {"apple.py": "", "__editable___apple_finder.py": "", "removed/since.py": ""})
@@ -211,8 +205,7 @@ def test_each_help_topic_is_a_document(tmp_path: Path) -> None:
             id="reStructuredText markup",
         ),
         pytest.param(
-            "The [`~Model.forward`] of **this** model is in [the guide](../guide) to the "
-            "`model`, and `__eq__` too.",
+            "The [`~Model.forward`] of **this** model is in [the guide](../guide) to the `model`, and `__eq__` too.",
             ["The forward of this model is in the guide to the model, and __eq__ too."],
             id="Markdown markup",
         ),

@@ -20,6 +20,7 @@ from hub_stand_in import HubStandIn, hub_environment, hub_stand_in
 
 from pretrain.sources import Source, SourceError, read_documents, source_identity
 
+
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
@@ -136,9 +137,7 @@ def test_documents_are_named_after_the_place_where_they_start(tmp_path: Path) ->
     assert names == [f"{text}:2", f"{text}:5", f"{table}:2", f"{table}:4", f"{parquet}, row 2"]
 
 
-def test_documents_without_text_are_skipped_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_documents_without_text_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = write(tmp_path / "a.jsonl", '{"text": " \\n"}\n{"text": null}\n\n{"text": ""}\n{"text": "one"}\n')
     assert texts(file) == ["one"]
     assert caplog.messages == [f"{file}: skipped 3 documents without text"]
@@ -153,9 +152,7 @@ def test_csv_fields_may_be_very_long_and_quoted(tmp_path: Path) -> None:
 
 
 def test_half_surrogate_pairs_in_json_become_text_that_can_be_encoded(tmp_path: Path) -> None:
-    assert texts(write(tmp_path / "a.jsonl", '{"text": "a \\ud83d b \\ud83d\\ude00"}')) == [
-        "a \ufffd b \U0001f600"
-    ]
+    assert texts(write(tmp_path / "a.jsonl", '{"text": "a \\ud83d b \\ud83d\\ude00"}')) == ["a \ufffd b \U0001f600"]
 
 
 def test_a_folder_is_read_at_all_depths_in_order_without_hidden_and_other_files(tmp_path: Path) -> None:
@@ -193,17 +190,13 @@ def test_relative_paths_and_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert texts("corpus") == texts("corpus/a.txt") == texts("~/corpus") == ["one"]
 
 
-@pytest.mark.parametrize(
-    "path", ["./missing", "missing.txt", "a/b/c", "/missing/folder", "missing.jsonl.zst"]
-)
+@pytest.mark.parametrize("path", ["./missing", "missing.txt", "a/b/c", "/missing/folder", "missing.jsonl.zst"])
 def test_path_that_does_not_exist(path: str) -> None:
     assert error_of(path) == f"{path}: no such file or folder (from {os.getcwd()})"
 
 
 def test_glob_without_matches(tmp_path: Path) -> None:
-    assert error_of(tmp_path / "*.txt").startswith(
-        f"The pattern {tmp_path}/*.txt (from {os.getcwd()}) holds no file"
-    )
+    assert error_of(tmp_path / "*.txt").startswith(f"The pattern {tmp_path}/*.txt (from {os.getcwd()}) holds no file")
 
 
 def test_folder_without_usable_files_and_file_of_another_kind(tmp_path: Path) -> None:
@@ -258,20 +251,14 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, name: str) -> None:
         ),
         (
             '{"text": "one"}\n\n{"txt": "two", "id": 3}\n',
-            (
-                ":3: there is no column 'text', only 'txt', 'id'. "
-                "Set text_column to one of them; did you mean 'txt'?"
-            ),
+            (":3: there is no column 'text', only 'txt', 'id'. Set text_column to one of them; did you mean 'txt'?"),
         ),
         ('{"text": ["one"]}\n', ":1: the column 'text' must hold text, but here it is ['one'] (list)"),
     ],
 )
 def test_broken_json_lines(tmp_path: Path, content: str, message: str) -> None:
     file = write(tmp_path / "a.json", content)
-    assert (
-        error_of(file).replace("Expecting value at column 2", "Expecting value at column 1")
-        == f"{file}{message}"
-    )
+    assert error_of(file).replace("Expecting value at column 2", "Expecting value at column 1") == f"{file}{message}"
 
 
 @pytest.mark.parametrize(
@@ -305,13 +292,9 @@ def test_broken_parquet(tmp_path: Path) -> None:
     assert error_of(file).startswith(f"{file}: not a whole Parquet file: ")
     file = write_parquet(tmp_path / "b.parquet", {"texts": ["one"], "id": [1]})
     assert error_of(file) == (
-        f"{file}: there is no column 'text', only 'texts', 'id'. "
-        "Set text_column to one of them; did you mean 'texts'?"
+        f"{file}: there is no column 'text', only 'texts', 'id'. Set text_column to one of them; did you mean 'texts'?"
     )
-    assert (
-        error_of(file, text_column="id")
-        == f"{file}, row 1: the column 'id' must hold text, but here it is 1 (int)"
-    )
+    assert error_of(file, text_column="id") == f"{file}, row 1: the column 'id' must hold text, but here it is 1 (int)"
 
 
 def test_documents_are_read_one_at_a_time(tmp_path: Path) -> None:
@@ -428,9 +411,7 @@ def test_what_was_read_once_is_read_without_the_hub(hub: HubStandIn, tmp_path: P
     )
     assert cached == online[0]
     assert unknown[0].startswith("The dataset 'org/configs' is not in the cache, and HF_HUB_OFFLINE forbids")
-    assert other_config[0].startswith(
-        "HF_HUB_OFFLINE is set. Couldn't find cache for org/plain for config 'long'"
-    )
+    assert other_config[0].startswith("HF_HUB_OFFLINE is set. Couldn't find cache for org/plain for config 'long'")
     assert other_revision[0] == (
         "HF_HUB_OFFLINE is set, so nobody knows what revision 'v9' of the dataset 'org/plain' is. "
         f"In the cache is the commit {online[0][1]['commit']}"
@@ -469,9 +450,7 @@ def test_what_can_be_wrong_with_a_dataset_of_the_hub(hub: HubStandIn, tmp_path: 
 def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     with hub_stand_in(tmp_path) as stopped:
         endpoint = stopped.endpoint
-    [[message, _]] = read_in_process(
-        hub_environment(endpoint, tmp_path / "home"), tmp_path, {"path": "org/plain"}
-    )
+    [[message, _]] = read_in_process(hub_environment(endpoint, tmp_path / "home"), tmp_path, {"path": "org/plain"})
     assert message.startswith("The Hub cannot be reached to look for the dataset 'org/plain' (")
     assert message.endswith(
         f"), and there is no file or folder of that name (from {tmp_path}). "

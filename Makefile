@@ -1,0 +1,51 @@
+# Everything runs in .venv, which is made with $(PYTHON) when it is needed and brought up to date when
+# pyproject.toml or constraints.txt have changed.
+
+PYTHON ?= python3.11
+ARGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: help pretrain test test-fast lint clean
+
+help:
+	@echo "make pretrain    pretrain a small Luna on this computer's CPU: configs/pretrain/demo.yaml;"
+	@echo "                 ARGS=\"--key value ...\" changes keys of it"
+	@echo "make test        all tests"
+	@echo "make test-fast   the tests but for the slow ones"
+	@echo "make lint        ruff and mypy"
+	@echo "make clean       remove .venv and all caches; data/ and runs/ stay"
+	@echo ""
+	@echo "The first of them makes .venv with $(PYTHON) (PYTHON=... for another: 3.11, 3.12 or 3.13)."
+
+# One thread for each core, unless the caller has set a number.
+pretrain: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+pretrain: $(INSTALLED)
+	@$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml pretrain/run_mlm.py configs/pretrain/demo.yaml $(ARGS)
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-fast: $(INSTALLED)
+	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@version=$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version=none; \
+	case "$$version" in \
+	3.11|3.12|3.13) ;; \
+	none) echo "error: $(PYTHON) cannot be run. Install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python" >&2; exit 1 ;; \
+	*) echo "error: $(PYTHON) is Python $$version, but 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python" >&2; exit 1 ;; \
+	esac
+	@echo "Installing PyTorch, Transformers and the rest into .venv. The first time this takes some minutes ..."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[pretrain,dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

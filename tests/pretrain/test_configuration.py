@@ -1,0 +1,334 @@
+"""The configuration of a run: files and overrides, and a message for all that can be wrong in them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling_luna import LunaConfig
+from pretrain.configuration import ConfigurationError, PretrainConfig, load_config, suggest
+from pretrain.errors import UserError
+from pretrain.text_source import Source
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "run.yaml"
+
+
+def load(file: Path, content: str = "output_dir: runs/test", arguments: str = "") -> PretrainConfig:
+    file.write_text(content)
+    return load_config([str(file), *arguments.split()])
+
+
+def error_of(file: Path, content: str = "output_dir: runs/test", arguments: str = "") -> str:
+    """The message of the error, without the name of the file."""
+    with pytest.raises(UserError) as error:
+        load(file, content, arguments)
+    return str(error.value).replace(str(file), "FILE")
+
+
+def with_keys(content: str) -> str:
+    return f"output_dir: runs/test\n{content}"
+
+
+def test_a_file_of_one_line_gives_the_defaults(file: Path) -> None:
+    assert load(file) == PretrainConfig(output_dir="runs/test")
+
+
+def test_the_file_counts_before_the_defaults_and_the_command_line_before_the_file(file: Path) -> None:
+    config = load(
+        file,
+        with_keys("max_steps: 20\nwarmup_steps: 5\nmodel: {hidden_size: 32, num_attention_heads: 4}"),
+        "--max_steps 30 --model.hidden_size 64 --seed=7 --output_dir runs/other",
+    )
+    assert (config.max_steps, config.warmup_steps, config.seed, config.output_dir) == (30, 5, 7, "runs/other")
+    assert config.model == {"hidden_size": 64, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "value"),
+    [
+        ("--data a.txt b.txt", "data", ["a.txt", "b.txt"]),
+        ("--data a.txt", "data", "a.txt"),
+        ("--data 2024 true", "data", ["2024", "true"]),
+        ("--seed=7", "seed", 7),
+        ("--output_dir=a=b", "output_dir", "a=b"),
+        ("--output_dir 2026-11-25", "output_dir", "2026-11-25"),
+        ("--output_dir 010", "output_dir", "010"),
+        ("--output_dir 1e3", "output_dir", "1e3"),
+        ("--output_dir 12:30", "output_dir", "12:30"),
+        ("--mixed_precision no", "mixed_precision", "no"),
+        ("--mixed_precision null", "mixed_precision", None),
+        ("--learning_rate 2e-5", "learning_rate", 2e-5),
+        ("--learning_rate 1", "learning_rate", 1.0),
+        ("--whole_word_masking true", "whole_word_masking", True),
+        ("--num_proc null", "num_proc", None),
+        ("--model null", "model", {}),
+    ],
+)
+def test_values_of_the_command_line(file: Path, arguments: str, key: str, value: Any) -> None:
+    found = getattr(load(file, arguments=arguments), key)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "value"),
+    [
+        ("learning_rate: 2e-5", "learning_rate", 2e-5),
+        ("learning_rate: 2.0e-5", "learning_rate", 2e-5),
+        ("weight_decay: 0", "weight_decay", 0.0),
+        ("weight_decay: .1", "weight_decay", 0.1),
+        ("mixed_precision: no", "mixed_precision", "no"),
+        ("mixed_precision:", "mixed_precision", None),
+        ("gradient_checkpointing: True", "gradient_checkpointing", True),
+        ("max_steps: 10_000", "max_steps", 10_000),
+        ("tokenizer: 7", "tokenizer", "7"),
+        ("model:", "model", {}),
+        ("model: {layer_norm_eps: 1e-6}", "model", {"layer_norm_eps": 1e-6}),
+    ],
+)
+def test_values_of_the_file(file: Path, content: str, key: str, value: Any) -> None:
+    found = getattr(load(file, with_keys(content)), key)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (
+            "learning_rte: 1.0",
+            "",
+            "FILE: learning_rte is not a key of the configuration. Did you mean 'learning_rate'?",
+        ),
+        (
+            "",
+            "--learning-rate 1.0",
+            "--learning-rate is not a key of the configuration. Did you mean 'learning_rate'?",
+        ),
+        ("7: 1", "", "FILE: 7 is not a key of the configuration. Known are: output_dir, data, "),
+        ("max_steps: ten", "", "max_steps is 'ten': it must be a whole number."),
+        ("max_steps: 10.5", "", "max_steps is 10.5: it must be a whole number."),
+        ("max_steps:", "", "max_steps is None: it must be a whole number."),
+        ("seed: true", "", "seed is True: it must be a whole number."),
+        ("num_proc: two", "", "num_proc is 'two': it must be a whole number or null."),
+        ("learning_rate: fast", "", "learning_rate is 'fast': it must be a number."),
+        ("learning_rate: inf", "", "learning_rate is 'inf': it must be a number."),
+        ('learning_rate: "1.0"', "", "learning_rate is '1.0': it must be a number."),
+        ("whole_word_masking: 1", "", "whole_word_masking is 1: it must be true or false."),
+        ("whole_word_masking: yes", "", "whole_word_masking is 'yes': it must be true or false."),
+        ("data: {path: a.txt}", "", "data is {'path': 'a.txt'}: it must be text or a list."),
+        ("model: luna-base", "", "model is 'luna-base': it must be a mapping."),
+        ("model: [hidden_size]", "--model.hidden_size 8", "model is ['hidden_size']: it must be a mapping."),
+        ("", "--max_steps 1 2", "max_steps is [1, 2]: it must be a whole number."),
+        ("", "--max_steps 1 --max_steps=2", "--max_steps is given twice."),
+        ("", "--max_steps", "--max_steps needs a value."),
+        ("", "--max_steps --seed 1", "--max_steps needs a value."),
+        ("", "7", "'7' does not follow a --key."),
+        ("", "--data [a", "--data: '[a' is not YAML: expected ',' or ']', but got '<stream end>'."),
+    ],
+)
+def test_unknown_keys_wrong_types_and_broken_overrides(file: Path, content: str, arguments: str, message: str) -> None:
+    assert error_of(file, with_keys(content), arguments).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "FILE must hold `key: value` lines."),
+        ("- output_dir", "FILE must hold `key: value` lines."),
+        ("max_steps: 1", "FILE names no output_dir: add it, or give --output_dir FOLDER."),
+        ("output_dir: a\nseed: [1", "FILE, line 2: not YAML: expected ',' or ']', but got '<stream end>'."),
+        ("output_dir: a\nseed: 1\n seed: 2", "FILE, line 3: not YAML: mapping values are not allowed here."),
+        ("output_dir: a\nseed: 1\nseed: 2", "FILE, line 3: not YAML: seed is given twice."),
+        ("output_dir: a\nmodel:\n  hidden_size: 8\n  hidden_size: 8", "FILE, line 4: not YAML: hidden_size is given"),
+    ],
+)
+def test_broken_files(file: Path, content: str, message: str) -> None:
+    assert error_of(file, content).startswith(message)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    def message(path: Path) -> str:
+        with pytest.raises(ConfigurationError) as error:
+            load_config([str(path)])
+        return str(error.value)
+
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"output_dir: caf\xe9\n")
+    assert message(tmp_path / "none.yaml") == f"{tmp_path}/none.yaml cannot be read: No such file or directory."
+    assert message(tmp_path) == f"{tmp_path} cannot be read: Is a directory."
+    assert message(latin).startswith(f"{latin} is not YAML: 'utf-8' codec can't decode")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--max_steps", "1"], ["--help"]])
+def test_the_usage_where_no_file_is_named(arguments: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match=r"^usage: run_mlm.py configs/pretrain/NAME.yaml \[--key value"):
+        load_config(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--max_steps 0", "max_steps is 0: it must be at least 1."),
+        ("--batch_size 0", "batch_size is 0: it must be at least 1."),
+        ("--gradient_accumulation_steps 0", "gradient_accumulation_steps is 0: it must be at least 1."),
+        ("--logging_steps 0", "logging_steps is 0: it must be at least 1."),
+        ("--eval_steps -1", "eval_steps is -1: it must not be negative."),
+        ("--save_steps -1", "save_steps is -1: it must not be negative."),
+        ("--weight_decay -0.1", "weight_decay is -0.1: it must not be negative."),
+        ("--dataloader_num_workers -1", "dataloader_num_workers is -1: it must not be negative."),
+        ("--num_proc 0", "num_proc is 0: it must be at least 1, or null."),
+        ("--max_eval_rows 0", "max_eval_rows is 0: it must be at least 1, or null."),
+        ("--save_total_limit 0", "save_total_limit is 0: it must be at least 1, or null."),
+        ("--learning_rate 0", "learning_rate is 0.0: it must be above 0."),
+        ("--max_grad_norm 0", "max_grad_norm is 0.0: it must be above 0."),
+        ("--adam_epsilon 0", "adam_epsilon is 0.0: it must be above 0."),
+        ("--adam_beta2 1", "adam_beta2 is 1.0: it must be at least 0 and below 1."),
+        ("--mask_probability 1", "mask_probability is 1.0: it must lie between 0 and 1."),
+        ("--validation_share 0", "validation_share is 0.0: it must lie between 0 and 1."),
+        ("--max_length 7", "max_length is 7: it must be at least 8."),
+        ("--vocab_size 260", "vocab_size is 260: it must be at least 261, the bytes and the special tokens."),
+        ("--seed -1", "seed is -1: it must be at least 0 and below 2**63."),
+        ("--max_steps 50 --warmup_steps 51", "warmup_steps is 51: it exceeds max_steps (50)."),
+        ("--mixed_precision fp8", "mixed_precision is 'fp8': it must be one of ('no', 'bf16', 'fp16')."),
+        ("--documents page", "python-docs: documents is 'page', but must be one of 'auto', 'line', "),
+        ("--data []", "data: name at least one source."),
+        ("--data a.txt [b.txt]", "data: ['b.txt'] is neither a path nor a mapping with the key 'path'."),
+    ],
+)
+def test_values_that_make_no_sense(file: Path, arguments: str, message: str) -> None:
+    assert error_of(file, arguments=arguments).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("model: {hidden_sise: 8}", "", "model: unknown key 'hidden_sise'. Did you mean 'hidden_size'?"),
+        ("", "--model.num_heads 4", "model: unknown key 'num_heads'. Did you mean 'num_attention_heads'?"),
+        ("model: {7: 8}", "", "model: unknown key 7. Known are: vocab_size, hidden_size, "),
+        ("model: {return_dict: true}", "", "model: unknown key 'return_dict'. Known are: vocab_size, "),
+        ("model: {hidden_size: big}", "", "model: Field 'hidden_size' expected int, got str (value: 'big')"),
+        ("model: {hidden_size: 50}", "", "model: hidden_size (50) must be a multiple of num_attention_heads (12): "),
+        ("model: {position_embedding_type: none}", "", "model: Field 'position_embedding_type' expected one of "),
+        (
+            "model: {vocab_size: 16000}",
+            "",
+            (
+                "model.vocab_size is 16000, but the tokenizer has 16384 tokens: raise it to at least 16384, or leave "
+                "it out to take the tokenizer's."
+            ),
+        ),
+        (
+            "max_length: 600",
+            "",
+            (
+                "max_length is 600, but model.max_position_embeddings is 512: rows must not be longer than the "
+                "model's positions."
+            ),
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model(file: Path, content: str, arguments: str, message: str) -> None:
+    assert error_of(file, with_keys(content), arguments).startswith(message)
+
+
+def test_the_vocabulary_of_the_model_is_that_of_the_tokenizer_unless_it_is_given(file: Path) -> None:
+    assert load(file).luna_config(vocab_size=1000) == LunaConfig(vocab_size=1000)
+    larger = load(file, arguments="--vocab_size 300 --model.vocab_size 1024")
+    assert larger.luna_config(vocab_size=300).vocab_size == 1024
+    with pytest.raises(ConfigurationError, match="^model.vocab_size is 1024, but the tokenizer has 1025 tokens"):
+        larger.luna_config(vocab_size=1025)
+
+
+def test_a_given_tokenizer_brings_its_own_vocabulary(file: Path) -> None:
+    config = load(file, arguments="--tokenizer folder --vocab_size 5 --model.hidden_size 24")
+    assert config.luna_config(vocab_size=70).vocab_size == 70
+
+
+def test_rows_may_be_longer_than_the_positions_where_these_are_computed(file: Path) -> None:
+    config = load(file, arguments="--max_length 600 --model.position_embedding_type sinusoidal")
+    assert config.luna_config(vocab_size=300).position_embedding_type == "sinusoidal"
+
+
+def test_the_fields_of_the_model_may_come_from_a_file_as_transformers_saves_it(file: Path, tmp_path: Path) -> None:
+    saved = LunaConfig(
+        hidden_size=24, projection_length=7, vocab_size=300, architectures=["LunaModel"], dtype="bfloat16"
+    )
+    saved.save_pretrained(tmp_path)
+    arguments = f"--vocab_size 300 --model_config {tmp_path}/config.json --model.projection_length 5"
+    built = load(file, arguments=arguments).luna_config(vocab_size=300)
+    assert (built.hidden_size, built.projection_length, built.vocab_size) == (24, 5, 300)
+    assert (built.architectures, built.dtype) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "MODEL cannot be read: No such file or directory."),
+        ("{", "MODEL is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)."),
+        ("[]", "MODEL must hold one JSON object."),
+        ('{"model_type": "bert"}', "MODEL is of a bert model, not of Luna."),
+        ('{"hidden": 8}', "model: unknown key 'hidden'. Did you mean 'hidden_act'?"),
+    ],
+)
+def test_broken_files_of_a_model(file: Path, tmp_path: Path, content: str | None, message: str) -> None:
+    model = tmp_path / "model.json"
+    if content is not None:
+        model.write_text(content)
+    assert error_of(file, arguments=f"--model_config {model}").replace(str(model), "MODEL") == message
+
+
+def test_sources_take_what_they_lack_from_the_run(file: Path) -> None:
+    content = "data: [a.txt, {path: org/name, text_column: body, split: test}]\ntext_column: content\ndocuments: line"
+    assert load(file, with_keys(content)).sources() == [
+        Source("a.txt", text_column="content", documents="line"),
+        Source("org/name", text_column="body", split="test", documents="line"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("data: [{split: test}]", "data: {'split': 'test'} is neither a path nor a mapping with the key 'path'."),
+        ("data: [{path: a, column: b}]", "data: unknown key 'column' of a. Did you mean 'text_column'?"),
+        ("data: [{path: a, 7: b}]", "data: unknown key 7 of a. Known are: path, text_column, config, split, "),
+        ("data: [{path: a, documents: page}]", "a: documents is 'page', but must be one of "),
+    ],
+)
+def test_broken_sources(file: Path, content: str, message: str) -> None:
+    assert error_of(file, with_keys(content)).startswith(message)
+
+
+def test_suggestions_name_the_nearest_key_or_all() -> None:
+    assert suggest("sead", ["seed", "data"]) == " Did you mean 'seed'?"
+    assert suggest("xyz", ["seed", "data"]) == " Known are: seed, data."
+
+
+@pytest.mark.parametrize(
+    ("name", "differences"),
+    [
+        ("luna-base", {}),
+        ("luna-base-untied", {"tie_key_value": False}),
+        (
+            "luna-large",
+            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+        ),
+    ],
+)
+def test_the_official_sizes(file: Path, name: str, differences: dict[str, Any]) -> None:
+    model_file = Path(__file__).parents[2] / f"configs/model/{name}.json"
+    config = load(file, arguments=f"--model_config {model_file}")
+    assert config.luna_config(vocab_size=50265) == LunaConfig(**differences)
+    assert json.loads(model_file.read_text())["model_type"] == "luna"
+
+
+def test_the_module_is_imported_without_the_model() -> None:
+    """The processes that read `python-docs` import it, too, and should not wait for PyTorch."""
+    code = "import sys, pretrain.configuration; sys.exit('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
