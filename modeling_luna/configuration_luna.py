@@ -123,7 +123,12 @@ class LunaConfig(PreTrainedConfig):
         for field in ("layer_norm_eps", "initializer_range"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field} must be above 0, not {getattr(self, field)}.")
-        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout"):
+        for field in (
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "activation_dropout",
+            "classifier_dropout",
+        ):
             if getattr(self, field) is not None and not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 0 and below 1, not {getattr(self, field)}.")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:

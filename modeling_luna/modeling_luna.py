@@ -185,9 +185,9 @@ class LunaEmbeddings(nn.Module):
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         counted = position_ids is None
-        if counted and attention_mask is None:
+        if position_ids is None and attention_mask is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0)
-        elif counted:
+        elif position_ids is None:
             # Counts the tokens of each row, so that padding on either side does not move them.
             position_ids = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
         if self.config.position_embedding_type == "sinusoidal":
@@ -330,9 +330,7 @@ class LunaConvolution(nn.Conv1d):
     """
 
     def __init__(self, config: LunaConfig):
-        super().__init__(
-            config.hidden_size, config.hidden_size, config.conv_kernel_size, groups=config.hidden_size
-        )
+        super().__init__(config.hidden_size, config.hidden_size, config.conv_kernel_size, groups=config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
         if token_mask is not None:
@@ -341,7 +339,11 @@ class LunaConvolution(nn.Conv1d):
         # copied, and the kernels for images are several times faster on a CPU than those of Conv1d.
         image = hidden_states.unsqueeze(1).permute(0, 3, 1, 2)
         image = nn.functional.conv2d(
-            image, self.weight.unsqueeze(2), self.bias, padding=(0, self.kernel_size[0] // 2), groups=self.groups
+            image,
+            self.weight.view(self.groups, 1, 1, -1),
+            self.bias,
+            padding=(0, self.kernel_size[0] // 2),
+            groups=self.groups,
         )
         return image.permute(0, 2, 3, 1).squeeze(1)
 

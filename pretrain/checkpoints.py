@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from filelock import FileLock, Timeout
+from safetensors.torch import load_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -53,6 +56,13 @@ class Checkpoints:
         self.config = config
         self.fingerprint = fingerprint
         self.folder = Path(config.output_dir)
+        if accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+            # The weights are in the folder above the training state already; sharded ones are not whole anywhere.
+            accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
+            accelerator.register_load_state_pre_hook(self._load_weights)
+
+    def _load_weights(self, models: list[nn.Module], folder: str):
+        load_model(self.accelerator.unwrap_model(models.pop()), Path(folder).parent / "model.safetensors")
 
     def resume(self) -> int:
         """Load the newest checkpoint, if any, and return the number of steps done."""
@@ -121,13 +131,27 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted((int(match[1]), path) for match, path in matches if match)]
 
 
-def store_config(config: PretrainConfig):
-    """Store the resolved configuration in the run's folder, or check it against the one that its checkpoints have.
+@contextmanager
+def run_folder(config: PretrainConfig) -> Iterator[None]:
+    """Keep the run's folder to this process, with the resolved configuration in it.
 
     Raises:
-        ResumeError: where a key that decides what a step computes has changed.
+        ResumeError: where another process trains into it, or where its checkpoints are of a run with another value of
+            a key that decides what a step computes.
     """
     folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            _store_config(config, folder)
+            yield
+    except Timeout as error:
+        raise ResumeError(
+            f"Another process trains into {folder}: wait for it, or name another --output_dir."
+        ) from error
+
+
+def _store_config(config: PretrainConfig, folder: Path):
     path = folder / "config.yaml"
     now = dataclasses.asdict(config)
     if find_checkpoints(folder) and path.exists():
@@ -138,5 +162,4 @@ def store_config(config: PretrainConfig):
                 f"{folder} holds checkpoints of a run with another configuration: {'; '.join(changed)}. Give the "
                 "values of that run to go on with it, or name another --output_dir."
             )
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(path, yaml.safe_dump(now, sort_keys=False))

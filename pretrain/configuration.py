@@ -111,8 +111,12 @@ class PretrainConfig:
             sources.append(Source(**{**defaults, **entry}))
         return sources
 
-    def luna_config(self, vocab_size: int | None) -> "LunaConfig":
-        """The model's configuration; `vocab_size` is the tokenizer's, if it is known, and counts where none is given.
+    def luna_config(self, vocab_size: int | None, special_ids: dict[str, int] | None = None) -> "LunaConfig":
+        """The model's configuration.
+
+        Args:
+            vocab_size: of the tokenizer, if it is known; counts where the configuration gives none.
+            special_ids: `pad_token_id` and the like of the tokenizer, which the model takes over.
 
         Raises:
             ConfigurationError: where the tokenizer or the rows do not fit into the model.
@@ -124,7 +128,7 @@ class PretrainConfig:
 
         fields = self._model_fields(known=list(LunaConfig.__annotations__))
         if vocab_size is not None:
-            fields = {"vocab_size": vocab_size, **fields}
+            fields = {"vocab_size": vocab_size, **fields, **(special_ids or {})}
         try:
             config = LunaConfig(**fields)
         except StrictDataclassError as error:

@@ -1,9 +1,11 @@
 """How a run was started: the accelerator, and the check that it is what the launcher meant."""
 
+import gc
 import os
 from datetime import timedelta
 
 import torch
+import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import GradientAccumulationPlugin, set_seed
 
@@ -20,6 +22,7 @@ def start_accelerator(config: PretrainConfig) -> Accelerator:
     Raises:
         ConfigurationError: where accelerate did not start as many processes as the launcher has.
     """
+    transformers.logging.disable_progress_bar()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1 and not torch.cuda.is_available():
         # Without it accelerate lets every process of a CPU launch believe that it is alone.
@@ -33,8 +36,8 @@ def start_accelerator(config: PretrainConfig) -> Accelerator:
     )
     if accelerator.num_processes != world_size:
         raise ConfigurationError(
-            f"The launcher started {world_size} processes, but accelerate sees {accelerator.num_processes}: use one of "
-            "configs/accelerate/ (`accelerate launch --config_file configs/accelerate/NAME.yaml ...`)."
+            f"The launcher started {world_size} processes, but accelerate sees {accelerator.num_processes}: use "
+            "a file of configs/accelerate/ (`accelerate launch --config_file configs/accelerate/NAME.yaml ...`)."
         )
     set_seed(config.seed + accelerator.process_index)
     return accelerator
@@ -50,7 +53,8 @@ def batch_plan(config: PretrainConfig, accelerator: Accelerator) -> BatchPlan:
     if config.batch_size % shares:
         raise ConfigurationError(
             f"batch_size is {config.batch_size}, which {accelerator.num_processes} process(es) with "
-            f"gradient_accumulation_steps {config.gradient_accumulation_steps} do not divide: take a multiple of {shares}."
+            f"gradient_accumulation_steps {config.gradient_accumulation_steps} do not divide: take a multiple of "
+            f"{shares}."
         )
     return BatchPlan(
         batch_size=config.batch_size,
@@ -64,4 +68,6 @@ def end_processes(accelerator: Accelerator):
     """Leave the process group; a CPU one sometimes aborts at the interpreter's exit if it is still there."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         accelerator.wait_for_everyone()
+        accelerator.free_memory()  # a wrapped model that outlives its process group can hang at exit
+        gc.collect()
         torch.distributed.destroy_process_group()

@@ -95,6 +95,7 @@ class Masking:
     def _words(self, rows: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each token, where its word begins in the row and how many tokens the word has."""
         places = np.arange(rows.shape[1])
+        assert self.word_starts is not None
         starts = self.word_starts[rows] | ~candidates
         starts[:, 1:] |= ~candidates[:, :-1]
         starts[:, 0] = True

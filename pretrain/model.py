@@ -2,18 +2,21 @@
 
 import torch
 from accelerate.utils import set_seed
+from transformers import PreTrainedTokenizerBase
 
 from modeling_luna import LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
+from pretrain.tokenizer import row_ends
 
 
-def build_model(config: PretrainConfig, vocab_size: int) -> LunaForMaskedLM:
+def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> LunaForMaskedLM:
     """Initialise the model from the run's seed, the same on each process and however the random state was before."""
+    first, last = row_ends(tokenizer)
+    special_ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": first, "eos_token_id": last}
+    luna_config = config.luna_config(len(tokenizer), special_ids)
     with torch.random.fork_rng():
         set_seed(config.seed)
-        model = LunaForMaskedLM._from_config(
-            config.luna_config(vocab_size), attn_implementation=config.attn_implementation
-        )
+        model = LunaForMaskedLM._from_config(luna_config, attn_implementation=config.attn_implementation)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model

@@ -22,47 +22,55 @@ SECONDS_BETWEEN_LINES = 15  # where the output is a file and no progress bar is 
 
 def duration(seconds: float) -> str:
     """2 h 05 min, 3 min 20 s, or 12 s."""
-    if seconds >= 3600:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
-    return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
-def print_plan(config: PretrainConfig, model, manifest: dict, plan: BatchPlan, accelerator: Accelerator, seconds: float):
+def print_plan(
+    config: PretrainConfig, model, manifest: dict, plan: BatchPlan, accelerator: Accelerator, seconds: float
+):
     """Model, data and steps in a few lines, before the first step; `seconds` is the expected time of one step."""
     train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
+    sources = ", ".join(source.path for source in config.sources())
     tokens_a_step = config.batch_size * config.max_length
+    tokens = config.max_steps * tokens_a_step
+    evaluations = -(-config.max_steps // config.eval_steps) if config.eval_steps else 1
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     options = model.config
-    evaluations = config.max_steps // config.eval_steps if config.eval_steps else 0
-    print(
-        f"""
-Model       {model.num_parameters():,} parameters: {options.num_hidden_layers} layers, hidden size {options.hidden_size}, \
-{options.num_attention_heads} heads, {options.projection_length} slots, vocabulary {options.vocab_size:,}
-Data        {", ".join(source.path for source in config.sources())}: {train["tokens"]:,} tokens in \
-{train["documents"]:,} documents; {validation["tokens"]:,} tokens in {validation["documents"]:,} documents held out
-Steps       {config.max_steps:,} of {config.batch_size} rows of {config.max_length} tokens = \
-{config.max_steps * tokens_a_step:,} tokens, {config.max_steps * tokens_a_step / train["tokens"]:.1f} times the data
-Processes   {accelerator.num_processes} on {accelerator.device.type}, {plan.micro_batch_size} rows each x \
-{plan.accumulation} accumulation step(s), {accelerator.mixed_precision if accelerator.mixed_precision != "no" else "fp32"}
-Expected    about {duration(seconds * config.max_steps)} ({tokens_a_step / seconds:,.0f} tokens/s) and \
-{evaluations} evaluations
-Run folder  {config.output_dir}
-""",
-        flush=True,
-    )
+    lines = {
+        "Model": f"Luna, {model.num_parameters():,} parameters: {options.num_hidden_layers} layers, hidden size "
+        f"{options.hidden_size}, {options.num_attention_heads} heads, projection length {options.projection_length}, "
+        f"convolution {options.conv_kernel_size or 'none'}, vocabulary {options.vocab_size:,}",
+        "Data": f"{sources}: {train['tokens']:,} tokens in {train['documents']:,} documents to learn from, "
+        f"{validation['tokens']:,} in {validation['documents']:,} held out",
+        "Steps": f"{config.max_steps:,} of {config.batch_size:,} rows of {config.max_length:,} tokens: {tokens:,} "
+        f"tokens, {tokens / train['tokens']:.1f} times the data",
+        "Processes": f"{accelerator.num_processes} on {accelerator.device.type} in {precision}, each "
+        f"{plan.accumulation} x {plan.micro_batch_size} rows a step",
+        "Expected": f"about {duration(seconds * config.max_steps)} ({tokens_a_step / seconds:,.0f} tokens/s), and "
+        f"{evaluations} evaluations",
+        "Folder": config.output_dir,
+    }
+    print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines.items()) + "\n", flush=True)
 
 
-def measure_step(model, batch: dict[str, torch.Tensor], device: torch.device) -> float:
+def measure_step(model, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> float:
     """Seconds of an optimiser step's forward and backward passes, from its first micro-batch, before training.
 
     The model keeps its weights, has no gradients afterwards, and the random state is as before.
     """
     model.train()
+    device = accelerator.device
     inputs = model_inputs({name: tensor[0] for name, tensor in batch.items()}, device)
     times = []
     with torch.random.fork_rng():
         for _ in range(3):
             started = time.perf_counter()
-            model(**inputs).loss.backward()
+            with accelerator.autocast():
+                loss = model(**inputs).loss
+            loss.backward()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - started)
@@ -132,7 +140,8 @@ class Monitor:
         if self.bar.disable and now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             left = (now - self.started) / (step - self.start) * (self.config.max_steps - step)
-            print(f"step {step:,}/{self.config.max_steps:,}  loss {loss}  {speed}  {duration(left)} left", flush=True)
+            progress = f"step {step:,}/{self.config.max_steps:,}"
+            print(f"{progress}  loss {loss}  {speed}  {duration(left)} left", flush=True)
 
     def evaluated(self, step: int, validation_loss: float):
         """Take in a validation loss."""
@@ -141,7 +150,7 @@ class Monitor:
             self.say(f"step {step:,}/{self.config.max_steps:,}  validation loss {validation_loss:.3f}")
 
     def untimed(self, work: Callable, *arguments):
-        """Do something that is not training, such as an evaluation, and leave its time out of the tokens per second."""
+        """Do something that is not training, such as an evaluation, without counting its time as training."""
         started = time.perf_counter()
         result = work(*arguments)
         self.last_log += time.perf_counter() - started

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from pretrain.configuration import PretrainConfig, load_config
@@ -56,6 +57,11 @@ def prepare(config: PretrainConfig, quiet: bool = False) -> Path:
     return folder
 
 
+def read_manifest(folder: Path) -> dict:
+    """What a prepared folder holds."""
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
 def corpus_identity(config: PretrainConfig) -> dict:
     """All that the prepared bytes depend on, as JSON."""
     return {
@@ -85,7 +91,7 @@ def _is_whole(folder: Path) -> bool:
     if not folder.exists():
         return False
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_manifest(folder)
         sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
     except (OSError, ValueError, KeyError) as error:
         sizes, manifest = None, {"files": str(error)}
@@ -100,7 +106,7 @@ def _build(config: PretrainConfig, identity: dict, fingerprint: str, partial: Pa
     num_proc = config.num_proc or len(os.sched_getaffinity(0))
     started = time.perf_counter()
     print(f"Reading {', '.join(source.path for source in config.sources())}", flush=True)
-    documents = _read(config.sources(), num_proc, partial / "cache")
+    documents = read_sources(config.sources(), num_proc, partial / "cache")
     print(f"Read {len(documents):,} documents in {time.perf_counter() - started:.0f} s", flush=True)
 
     started = time.perf_counter()
@@ -134,7 +140,7 @@ def _build(config: PretrainConfig, identity: dict, fingerprint: str, partial: Pa
     write_json(partial / "manifest.json", manifest)
 
 
-def _read(sources: list[Source], num_proc: int, cache: Path) -> datasets.Dataset:
+def read_sources(sources: list[Source], num_proc: int, cache: Path) -> datasets.Dataset:
     """All documents of all sources as an Arrow file on disk."""
 
     def generate() -> Iterator[dict]:
@@ -159,10 +165,13 @@ def _texts(documents: datasets.Dataset) -> Iterator[list[str]]:
         yield batch["text"]
 
 
-def tokenise(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, num_proc: int) -> datasets.Dataset:
+def tokenise(
+    documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, num_proc: int, load_from_cache_file: bool = True
+) -> datasets.Dataset:
     """The `tokens` of each document with a closing `</s>`, the `bytes` of its text, and a `hash` of it in [0, 1)."""
     token_type = token_type_of(len(tokenizer))
-    backend = tokenizer.backend_tokenizer
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.encode_special_tokens = True  # "<mask>" or "</s>" in the text are words like others
     end = row_ends(tokenizer)[1]
 
     def tokenise_batch(batch: pa.Table) -> pa.Table:
@@ -186,6 +195,7 @@ def tokenise(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, nu
         batch_size=BATCH_DOCUMENTS,
         num_proc=min(num_proc, len(documents)),
         remove_columns=documents.column_names,
+        load_from_cache_file=load_from_cache_file,
         desc="Tokenising",
     )
 
@@ -250,7 +260,7 @@ def entropy(counts: np.ndarray) -> float:
 def main(arguments: list[str]):
     config = load_config(arguments)
     folder = prepare(config)
-    splits = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["splits"]
+    splits = read_manifest(folder)["splits"]
     for split in SPLITS:
         print(f"{split}: {splits[split]['documents']:,} documents, {splits[split]['tokens']:,} tokens")
     print(folder)

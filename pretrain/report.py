@@ -32,7 +32,13 @@ class ReportError(UserError):
 
 
 def report_run(
-    run: Path, model_folder: Path, model: PreTrainedModel, tokenizer, rows: PackedRows, validation_loss: float, entropy: float
+    run: Path,
+    model_folder: Path,
+    model: PreTrainedModel,
+    tokenizer,
+    rows: PackedRows,
+    validation_loss: float,
+    entropy: float,
 ):
     """Write the summary and the picture of a finished run and print how it went."""
     speeds = [record["tokens_per_second"] for record in read_metrics(run / METRICS_FILE) if "loss" in record]
@@ -100,7 +106,7 @@ def fill_masked_sentences(
     generator = np.random.default_rng(0)
     for document in generator.permutation(len(rows.documents) - 1):
         ids = rows.stream[rows.documents[document] : rows.documents[document + 1] - 1]
-        sentence = _pick_sentence(tokenizer.decode(ids[:20_000]), generator)
+        sentence = _pick_sentence(_decode(tokenizer, ids[:20_000]), generator)
         if sentence is None:
             continue
         encoded = tokenizer(sentence, truncation=True, max_length=rows.max_length, return_tensors="pt")
@@ -109,14 +115,21 @@ def fill_masked_sentences(
             continue
         answer = int(encoded["input_ids"][0, place])
         encoded["input_ids"][0, place] = tokenizer.mask_token_id
-        shown = tokenizer.decode(encoded["input_ids"][0, 1:-1]).replace(tokenizer.mask_token, " ____").strip()
+        shown = _decode(tokenizer, encoded["input_ids"][0, 1:-1]).replace(tokenizer.mask_token, " ____").strip()
         inputs = {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
         best = model(**inputs).logits[0, place].float().softmax(dim=-1).topk(guesses)
-        words = [(tokenizer.decode([token]).strip(), p) for token, p in zip(best.indices, best.values.tolist(), strict=True)]
-        filled.append(FilledSentence(re.sub(r"\s+", " ", shown), tokenizer.decode([answer]).strip(), words))
+        words = [
+            (_decode(tokenizer, [token]).strip(), p)
+            for token, p in zip(best.indices, best.values.tolist(), strict=True)
+        ]
+        filled.append(FilledSentence(re.sub(r"\s+", " ", shown), _decode(tokenizer, [answer]).strip(), words))
         if len(filled) == count:
             break
     return filled
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids) -> str:
+    return str(tokenizer.decode(ids))
 
 
 def _pick_sentence(text: str, generator: np.random.Generator) -> str | None:
@@ -128,7 +141,7 @@ def _pick_sentence(text: str, generator: np.random.Generator) -> str | None:
 
 def _pick_word(ids: torch.Tensor, tokenizer, starts: list[bool], generator: np.random.Generator) -> int | None:
     """The place of a word of at least four letters that is one token, with its sentence going on after it."""
-    tokens = [tokenizer.decode([token]).strip() for token in ids]
+    tokens = [_decode(tokenizer, [token]).strip() for token in ids]
     places = [
         place
         for place in range(2, len(ids) - 2)

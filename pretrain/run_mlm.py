@@ -9,57 +9,69 @@
 - The data are prepared at the first run and found again by a fingerprint at the next.
 """
 
-import json
 import sys
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from pretrain.configuration import PretrainConfig, load_config
 from pretrain.errors import report_user_errors
 
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from pretrain.packed_data import BatchPlan
+
+
 def main(config: PretrainConfig):
-    # These take seconds to import; the processes that read the built-in corpus import this file again without them.
-    from pretrain.checkpoints import Checkpoints, store_config
+    # These imports take seconds; processes that read the built-in corpus import this file again without them.
+    from pretrain.checkpoints import run_folder
     from pretrain.launch import batch_plan, end_processes, start_accelerator
+
+    accelerator = start_accelerator(config)
+    plan = batch_plan(config, accelerator)
+    with run_folder(config) if accelerator.is_main_process else nullcontext():
+        pretrain(config, accelerator, plan)
+    end_processes(accelerator)
+
+
+def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPlan"):
+    """Prepare the data, train, save the model and report."""
+    from pretrain.checkpoints import Checkpoints
     from pretrain.masking import Masking
     from pretrain.model import build_model
     from pretrain.monitoring import Monitor, measure_step, print_plan
     from pretrain.optimization import build_optimizer
     from pretrain.packed_data import EvaluationBatches, PackedRows, TrainingBatches
-    from pretrain.prepare import prepare
+    from pretrain.prepare import prepare, read_manifest
     from pretrain.report import report_run
     from pretrain.tokenizer import load_tokenizer
     from pretrain.training import Run, train
 
-    accelerator = start_accelerator(config)
-    plan = batch_plan(config, accelerator)
     main_process = accelerator.is_main_process
-    if main_process:
-        store_config(config)
-
     with accelerator.main_process_first():
         prepared = prepare(config, quiet=not main_process)
-    manifest = json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(prepared)
     tokenizer = load_tokenizer(str(prepared / "tokenizer"))
     masking = Masking.from_tokenizer(tokenizer, config.seed, config.mask_probability, config.whole_word_masking)
     training = TrainingBatches(PackedRows.open(prepared, "train", config.max_length), masking, plan)
     validation_rows = PackedRows.open(prepared, "validation", config.max_length)
     validation = EvaluationBatches(validation_rows, masking, plan, config.max_eval_rows)
 
-    model = build_model(config, len(tokenizer)).to(accelerator.device)
+    model = build_model(config, tokenizer).to(accelerator.device)
     if main_process:
-        print_plan(config, model, manifest, plan, accelerator, measure_step(model, training[0], accelerator.device))
-    prepared_model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
-    checkpoints = Checkpoints(accelerator, prepared_model, tokenizer, config, manifest["fingerprint"])
+        print_plan(config, model, manifest, plan, accelerator, measure_step(model, training[0], accelerator))
+    wrapped_model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
+    checkpoints = Checkpoints(accelerator, wrapped_model, tokenizer, config, manifest["fingerprint"])
     start = checkpoints.resume()
     monitor = Monitor(config, start, main_process)
-    run = Run(accelerator, config, prepared_model, optimizer, training, validation, checkpoints, monitor)
+    run = Run(accelerator, config, wrapped_model, optimizer, training, validation, checkpoints, monitor)
     validation_loss = train(run, start)
 
     model_folder = checkpoints.save_model({"steps": config.max_steps, "validation_loss": validation_loss})
     if main_process:
         entropy = manifest["splits"]["validation"]["unigram_entropy"]
         report_run(checkpoints.folder, model_folder, model, tokenizer, validation_rows, validation_loss, entropy)
-    end_processes(accelerator)
 
 
 if __name__ == "__main__":

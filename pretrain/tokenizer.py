@@ -67,7 +67,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise TokenizerError(f"tokenizer: {name_or_path} has no fast version, which preparation needs.")
     missing = [name for name in ("mask_token", "pad_token") if getattr(tokenizer, name) is None]
-    if row_ends(tokenizer) is None:
+    if None in _ends(tokenizer):
         missing.append("cls_token and sep_token (or bos_token and eos_token)")
     if missing:
         raise TokenizerError(f"tokenizer: {name_or_path} has no {', no '.join(missing)}; masked LM needs them.")
@@ -77,11 +77,17 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def row_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int] | None:
+def row_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """The ids that open and close a row: `<s>` and `</s>` in RoBERTa's form, `[CLS]` and `[SEP]` in BERT's."""
+    first, last = _ends(tokenizer)
+    assert first is not None and last is not None, "load_tokenizer lets no other pass"
+    return first, last
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
     first = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     last = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
-    return None if first is None or last is None else (first, last)
+    return first, last
 
 
 def word_starts(tokenizer: PreTrainedTokenizerBase) -> list[bool]:

@@ -1,0 +1,262 @@
+"""Training: one curve whatever the processes, micro-batches, and restarts."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from modeling_luna import LunaConfig, LunaForMaskedLM
+from pretrain.optimization import build_optimizer, learning_rate
+from pretrain.packed_data import PackedRows
+from pretrain.training import DivergenceError
+
+
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+TWO_PROCESSES = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_2_processes.yaml")
+
+
+def read_metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def losses(metrics: list[dict], key: str = "loss") -> dict[int, float]:
+    """The losses by step; each step must be there once."""
+    points = [(record["step"], record[key]) for record in metrics if key in record]
+    assert len(points) == len(dict(points))
+    return dict(points)
+
+
+def assert_same_curve(metrics: list[dict], expected: list[dict], relative: float):
+    for key in ("loss", "validation_loss"):
+        assert losses(metrics, key) == pytest.approx(losses(expected, key), rel=relative, abs=0)
+
+
+@pytest.fixture(scope="module")
+def curve_config(build_config: Callable) -> Callable:
+    """Thirty steps without dropout over rows of which the last is padded, several times over."""
+
+    def build(output_dir: Path, **changes):
+        return build_config(output_dir, max_steps=30, mask_probability=0.3, **changes)
+
+    return build
+
+
+@pytest.fixture
+def reference(curve_config: Callable, train: Callable, tmp_path: Path) -> list[dict]:
+    """One process, the whole batch at once."""
+    return train(curve_config(tmp_path / "reference"))
+
+
+def test_one_process_learns_and_the_corpus_has_a_padded_row(reference: list[dict], curve_config: Callable, tmp_path):
+    curve = losses(reference)
+    assert list(curve) == list(range(1, 31))
+    assert list(losses(reference, "validation_loss")) == [10, 20, 30]
+    assert sum(curve[step] for step in (28, 29, 30)) / 3 < curve[1] - 1.0
+
+    config = curve_config(tmp_path)
+    (prepared,) = [folder for folder in Path(config.prepared_dir).iterdir() if folder.is_dir()]
+    for split in ("train", "validation"):
+        rows = PackedRows.open(prepared, split, config.max_length)
+        assert rows.pad_token_id in rows[[len(rows) - 1]]
+        assert len(rows) % 4 and len(rows) < 30 * 16 / 3
+
+
+def test_accumulation_does_not_change_the_curve(reference, curve_config: Callable, train: Callable, tmp_path: Path):
+    metrics = train(curve_config(tmp_path / "run", gradient_accumulation_steps=4))
+    assert_same_curve(metrics, reference, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "accumulation", [pytest.param(1, marks=pytest.mark.slow), 2], ids=lambda steps: f"{steps}_accumulation_steps"
+)
+def test_two_processes_do_not_change_the_curve(
+    reference: list[dict],
+    curve_config: Callable,
+    python: Callable,
+    write_config: Callable,
+    tmp_path: Path,
+    accumulation: int,
+):
+    run = tmp_path / "run"
+    config = curve_config(run, gradient_accumulation_steps=accumulation)
+    finished = python(*TWO_PROCESSES, "pretrain/run_mlm.py", write_config(config, tmp_path / "run.yaml"))
+    assert finished.returncode == 0, finished.stderr
+    assert "2 on cpu" in finished.stdout
+    assert_same_curve(read_metrics(run), reference, 1e-4)
+
+
+def test_gradient_checkpointing_does_not_change_the_curve(
+    build_config: Callable, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected = train(build_config(tmp_path / "plain", model=DROPOUT, max_steps=8))
+    recomputed = []
+    checkpoint = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        torch.utils.checkpoint,
+        "checkpoint",
+        lambda *args, **kwargs: recomputed.append(1) or checkpoint(*args, **kwargs),
+    )
+    metrics = train(build_config(tmp_path / "run", model=DROPOUT, max_steps=8, gradient_checkpointing=True))
+    assert_same_curve(metrics, expected, 1e-6)
+
+
+def test_bfloat16_is_near_float32(reference: list[dict], curve_config: Callable, train: Callable, tmp_path: Path):
+    metrics = train(curve_config(tmp_path / "run", mixed_precision="bf16"))
+    assert losses(metrics) != losses(reference)
+    assert losses(metrics) == pytest.approx(losses(reference), rel=0.03)
+    assert metrics[-1]["validation_loss"] == pytest.approx(reference[-1]["validation_loss"], rel=0.02)
+
+
+def test_workers_do_not_change_the_curve(
+    reference: list[dict], curve_config: Callable, train: Callable, tmp_path: Path
+):
+    assert losses(train(curve_config(tmp_path / "run", dataloader_num_workers=2))) == losses(reference)
+
+
+def test_killed_run_goes_on_to_the_same_end(
+    build_config: Callable, start: Callable, python: Callable, train: Callable, write_config: Callable, tmp_path: Path
+):
+    changes = {"model": DROPOUT, "save_steps": 10, "max_steps": 20, "eval_steps": 10}
+    expected = train(build_config(tmp_path / "whole", **changes))
+
+    run = tmp_path / "run"
+    config = write_config(build_config(run, **changes), tmp_path / "run.yaml")
+    program = f"""
+import os, signal, sys
+from pretrain import run_mlm
+from pretrain.monitoring import Monitor
+
+step_done = Monitor.step_done
+
+def kill_after_13_steps(self, step, *arguments):
+    step_done(self, step, *arguments)
+    if step == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Monitor.step_done = kill_after_13_steps
+run_mlm.main(run_mlm.load_config(["{config}"]))
+"""
+    killed = python("-c", program)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert list(losses(read_metrics(run))) == list(range(1, 14))
+    assert not (run / "model").exists()
+
+    resumed = python("pretrain/run_mlm.py", config)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on from step 10 of 20" in resumed.stdout
+    metrics = read_metrics(run)
+    for key in ("loss", "validation_loss"):
+        assert losses(metrics, key) == losses(expected, key)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, tmp_path / "whole")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["one_then_two_processes", "two_then_one_process"])
+def test_run_goes_on_with_another_number_of_processes(
+    reference: list[dict], curve_config: Callable, python: Callable, write_config: Callable, tmp_path: Path, mode: str
+):
+    """The checkpoint of step 20 of a run that ended is what an interrupted run leaves: the later steps are redone."""
+    run = tmp_path / "run"
+    config = write_config(curve_config(run, save_steps=20), tmp_path / "run.yaml")
+    launchers = [(), TWO_PROCESSES] if mode == "one_then_two_processes" else [TWO_PROCESSES, ()]
+    for number, launcher in enumerate(launchers):
+        finished = python(*launcher, "pretrain/run_mlm.py", config)
+        assert finished.returncode == 0, finished.stderr
+        assert ("Going on from step 20" in finished.stdout) == bool(number)
+        assert_same_curve(read_metrics(run), reference, 1e-4)
+        (run / "checkpoint-30").rename(tmp_path / f"checkpoint-30-{number}")
+
+
+def test_finished_run_started_again_trains_no_further(build_config: Callable, train: Callable, tmp_path: Path, capsys):
+    config = build_config(tmp_path, max_steps=4, save_steps=2)
+    first = train(config)
+    assert train(config) == first
+    assert "Going on from step 4 of 4" in capsys.readouterr().out
+
+
+def test_learning_rate_warms_up_and_decays_linearly(build_config: Callable, tmp_path: Path):
+    config = build_config(tmp_path, learning_rate=0.8, warmup_steps=4, max_steps=12)
+    expected = [0.2, 0.4, 0.6, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    assert [learning_rate(step, config) for step in range(12)] == pytest.approx(expected)
+    config = build_config(tmp_path, learning_rate=0.8, warmup_steps=0, max_steps=4)
+    assert [learning_rate(step, config) for step in range(4)] == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    config = build_config(tmp_path, learning_rate=0.8, warmup_steps=2, max_steps=2)
+    assert [learning_rate(step, config) for step in range(2)] == pytest.approx([0.4, 0.8])
+
+
+def test_logged_rate_is_that_of_the_step(build_config: Callable, train: Callable, tmp_path: Path):
+    config = build_config(tmp_path, max_steps=6, warmup_steps=2)
+    metrics = train(config)
+    assert list(losses(metrics, "learning_rate").values()) == pytest.approx(
+        [0.0025, 0.005, 0.005, 0.00375, 0.0025, 0.00125]
+    )
+
+
+def test_biases_and_norms_have_no_weight_decay(build_config: Callable, tmp_path: Path):
+    config = build_config(tmp_path, weight_decay=0.3)
+    model = LunaForMaskedLM(LunaConfig(**config.model, vocab_size=50, conv_kernel_size=3))
+    decayed, kept = build_optimizer(model, config).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
+    assert (decayed["betas"], decayed["eps"]) == ((0.9, 0.98), 1e-6)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    norms = {p for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+    without_decay = set(kept["params"])
+    assert norms <= without_decay
+    assert {p for p, name in names.items() if name.endswith("bias")} <= without_decay
+    assert all(names[p].endswith("bias") or p in norms for p in without_decay)
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+
+def test_step_that_is_not_finite_is_skipped_and_counted(
+    build_config: Callable, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    forward = LunaForMaskedLM.forward
+    calls = 0
+
+    def not_finite_at_step_3(self, **inputs):
+        nonlocal calls
+        output = forward(self, **inputs)
+        if self.training:
+            calls += 1
+            if calls == 3 + 3:  # three calls measure the speed first
+                output.loss = output.loss * float("nan")
+        return output
+
+    monkeypatch.setattr(LunaForMaskedLM, "forward", not_finite_at_step_3)
+    metrics = [record for record in train(build_config(tmp_path, max_steps=6, eval_steps=0)) if "loss" in record]
+    assert [record["skipped_steps"] for record in metrics] == [0, 0, 1, 1, 1, 1]
+    assert [record["loss"] is None for record in metrics] == [False, False, True, False, False, False]
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_run_that_diverges_ends_with_the_last_good_checkpoint(
+    build_config: Callable, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = build_config(tmp_path, max_steps=20, save_steps=4, max_skipped_steps=3, eval_steps=0)
+    forward = LunaForMaskedLM.forward
+    calls = 0
+
+    def not_finite_from_step_6(self, **inputs):
+        nonlocal calls
+        output = forward(self, **inputs)
+        calls += self.training
+        if calls >= 3 + 6:
+            output.loss = output.loss * float("inf")
+        return output
+
+    monkeypatch.setattr(LunaForMaskedLM, "forward", not_finite_from_step_6)
+    with pytest.raises(DivergenceError, match=r"3 steps in a row .* checkpoint-4\. .*learning_rate"):
+        train(config)
+    metrics = read_metrics(tmp_path)
+    assert [record["skipped_steps"] for record in metrics] == [0] * 5 + [1, 2, 3]
+    assert not (tmp_path / "model").exists()
+
+
+def test_rate_far_too_high_diverges(build_config: Callable, train: Callable, tmp_path: Path):
+    with pytest.raises(DivergenceError, match="There is no checkpoint yet"):
+        train(build_config(tmp_path, learning_rate=1e30, warmup_steps=0, max_skipped_steps=2))
