@@ -75,7 +75,7 @@ def plot_curves(runs: list[Path], output: Path):
             if points:
                 axes.plot(*zip(*points, strict=True), color=colour, label=name + label, **style)
                 if key == "validation_loss":
-                    axes.annotate(f"{points[-1][1]:.2f}", points[-1], xytext=(4, 6), textcoords="offset points")
+                    axes.annotate(f"{points[-1][1]:.2f}", points[-1], xytext=(-14, 8), textcoords="offset points")
     for entropy in sorted(entropies):
         axes.axhline(entropy, color="black", linestyle="--", linewidth=1, label=f"unigram entropy {entropy:.2f}")
     axes.set_xlabel("step")
