@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pretrain.configuration import PretrainConfig
 from pretrain.errors import UserError
-from pretrain.files import PARTIAL, publish_folder, remove_folder, write_json, write_text
+from pretrain.files import PARTIAL, publish_folder, remove_folder, removed_on_error, write_json, write_text
 from pretrain.model_card import model_card
 
 
@@ -106,11 +106,8 @@ class Checkpoints:
             remove_folder(partial)
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        try:
+        with removed_on_error(partial):
             fill(partial)
-        except BaseException:
-            remove_folder(partial)
-            raise
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             publish_folder(partial, folder)

@@ -21,18 +21,18 @@ def report_user_errors() -> Iterator[None]:
         yield
     except UserError as error:
         _end(str(error))
-    except OSError as error:
+    except Exception as error:
         if not is_disk_full(error):
             raise
         _end(
-            f"the disk is full{f' ({error.filename})' if error.filename else ''}: {error}. Nothing half-written was "
+            f"the disk is full: {error}. Nothing half-written was "
             "kept. Make room, or name another place with --prepared_dir or --output_dir."
         )
 
 
-def is_disk_full(error: OSError) -> bool:
-    """Whether an error means that there is no space (or quota) left; Arrow gives the words alone."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error means that there is no space (or quota) left; Arrow and libraries in Rust give words alone."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def _end(message: str):

@@ -1,13 +1,16 @@
 """Files and folders that are whole or not there."""
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 PARTIAL = ".partial"  # suffix of what is still being written; nothing reads such a folder
+FULL = 2**20  # bytes; a disk with less room counts as full
 
 
 def write_text(path: Path, text: str):
@@ -34,11 +37,25 @@ def write_folder(folder: Path, fill: Callable[[Path], None]):
     partial = folder.with_name(folder.name + PARTIAL)
     remove_folder(partial)
     partial.mkdir(parents=True)
-    try:
+    with removed_on_error(partial):
         fill(partial)
         publish_folder(partial, folder)
-    except BaseException:
+
+
+@contextmanager
+def removed_on_error(partial: Path) -> Iterator[None]:
+    """Delete a folder that is being written where that fails.
+
+    Raises:
+        OSError: with ENOSPC where the disk is full; `torch.save` ends in an error that does not say so.
+    """
+    try:
+        yield
+    except BaseException as error:
+        full = isinstance(error, RuntimeError) and partial.exists() and shutil.disk_usage(partial).free < FULL
         remove_folder(partial)
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial)) from error
         raise
 
 

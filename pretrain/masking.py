@@ -17,7 +17,8 @@ class Masking:
     """BERT's corruption as RoBERTa applies it: anew each time a row is seen.
 
     Of the tokens that are not special, the share `probability` is chosen (its fraction of a token is rounded at
-    random); of the chosen, 80 % become the mask token, 10 % another random token, and 10 % stay.
+    random, and a row has at least one); of the chosen, 80 % become the mask token, 10 % another random token, and
+    10 % stay.
 
     Args:
         seed: of the run.
@@ -83,6 +84,7 @@ class Masking:
         """The tokens of each row that come first in a random order, or the words."""
         candidates = ~self.special[rows]
         wanted = np.floor(candidates.sum(axis=1, keepdims=True) * self.probability + rounding)
+        wanted = np.maximum(wanted, 1)
         if self.word_starts is None:
             return candidates & (_ranks(np.where(candidates, order, np.inf)) < wanted)
         first, length = self._words(rows, candidates)
@@ -90,7 +92,7 @@ class Masking:
         # at the limit counts where more than half of it lies within, which keeps the share on average.
         order = np.where(candidates, np.take_along_axis(order, first, axis=1), np.inf)
         rank_of_word = np.take_along_axis(_ranks(order), first, axis=1)
-        return candidates & (rank_of_word + length / 2 < wanted + 0.5)
+        return candidates & ((rank_of_word + length / 2 < wanted + 0.5) | (rank_of_word == 0))
 
     def _words(self, rows: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each token, where its word begins in the row and how many tokens the word has."""

@@ -45,7 +45,7 @@ def report_run(
     summary = {
         "validation_loss": validation_loss,
         "unigram_entropy": entropy,
-        "tokens_per_second": round(float(np.median(speeds))),
+        "tokens_per_second": round(float(np.median(speeds))) if speeds else None,
         "parameters": model.num_parameters(),
     }
     write_json(run / SUMMARY_FILE, summary)
@@ -155,11 +155,12 @@ def _pick_word(ids: torch.Tensor, tokenizer, starts: list[bool], generator: np.r
 
 def _print_report(run: Path, model_folder: Path, summary: dict, filled: list[FilledSentence], mask_token: str):
     gain = summary["unigram_entropy"] - summary["validation_loss"]
+    verdict = f"{gain:.3f} nats below it: the model has learnt" if gain > 0 else f"{-gain:.3f} nats above it: not yet"
     print(f"""
 Validation loss   {summary["validation_loss"]:.3f} nats per predicted token
 Unigram entropy   {summary["unigram_entropy"]:.3f} nats: what guessing by word frequency alone would reach
-Learnt            {gain:.3f} nats {"below" if gain >= 0 else "ABOVE"} it
-Training speed    {summary["tokens_per_second"]:,} tokens/s""")
+That is           {verdict}
+Training speed    {summary["tokens_per_second"] or 0:,} tokens/s""")
     if filled:
         print("\nMasked sentences from validation documents, and the model's first guesses:")
     for example in filled:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,14 +21,14 @@ from pretrain.configuration import PretrainConfig
 
 
 ROOT = Path(run_mlm.__file__).parents[1]
-WORDS = (
-    "moon earth river stone light water small bright slowly often follows carries reaches under over near the a its "
-    "every quiet morning evening window garden house paper letter reader writer"
-).split()
+WORDS = [
+    *("moon", "earth", "river", "stone", "light", "water", "small", "bright", "slowly", "often", "follows", "under"),
+    *("over", "near", "the", "a", "its", "every", "quiet", "evening", "window", "garden", "paper", "reader"),
+]
 
 
 def write_sentences(path: Path, documents: int, seed: int = 0) -> Path:
-    """A text file of documents of one to four sentences, with a blank line between them; each holds its number."""
+    """A text file of documents of two lines with a blank line between them; the first line holds the number."""
     generator = np.random.default_rng(seed)
     # Zipf-like shares, so that there is something to learn.
     shares = 1 / np.arange(1, len(WORDS) + 1)
@@ -36,7 +38,7 @@ def write_sentences(path: Path, documents: int, seed: int = 0) -> Path:
             " ".join(generator.choice(WORDS, size=generator.integers(8, 13), p=shares / shares.sum())).capitalize()
             for _ in range(generator.integers(1, 5))
         ]
-        texts.append(f"Number {number} begins a text of some plain words. " + ". ".join(sentences) + ".")
+        texts.append(f"Number {number} begins a text of some plain words.\n" + ". ".join(sentences) + ".")
     path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     return path
 
@@ -97,8 +99,7 @@ def train() -> Callable[[PretrainConfig], list[dict]]:
 
     def run(config: PretrainConfig) -> list[dict]:
         config.validate()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        reset_accelerate()
         run_mlm.main(config)
         return read_metrics(Path(config.output_dir))
 
@@ -106,6 +107,11 @@ def train() -> Callable[[PretrainConfig], list[dict]]:
     torch.set_num_threads(1)
     yield run
     torch.set_num_threads(threads)
+    reset_accelerate()
+
+
+def reset_accelerate():
+    """Let the next run in this process have other settings."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -152,6 +158,25 @@ def python(start: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.C
     return run
 
 
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """Run a script with arguments as the command line does, but in this process: exit code, output and errors."""
+
+    def run(path: str, *arguments: object) -> tuple[int, str, str]:
+        reset_accelerate()
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(ROOT / path), run_name="__main__")
+            code = 0
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    yield run
+    reset_accelerate()
+
+
 @pytest.fixture(scope="session")
 def write_config() -> Callable[[PretrainConfig, Path], Path]:
     """Write a configuration to a YAML file."""
@@ -161,3 +186,34 @@ def write_config() -> Callable[[PretrainConfig, Path], Path]:
         return path
 
     return write
+
+
+# Opens a namespace in which anyone may mount.
+SMALL_DISK = ("unshare", "--map-root-user", "--mount", "sh", "-c")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, environment: dict[str, str]) -> Callable:
+    """Run Python where `tmp_path / "small"` is a disk of so many KiB, and list what was left on it."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = f"mount -t tmpfs -o size={{}}k none {folder}"
+    if os.name != "posix" or shutil.which("unshare") is None:
+        pytest.skip("needs unshare")
+    if subprocess.run([*SMALL_DISK, mount.format(16)], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a disk")
+
+    def run(kilobytes: int, *arguments: object) -> tuple[subprocess.CompletedProcess, list[str]]:
+        command = f'{mount.format(kilobytes)} && "$@"; code=$?; find {folder} -printf "left: %P\\n"; exit $code'
+        finished = subprocess.run(
+            [*SMALL_DISK, command, "sh", sys.executable, *map(str, arguments)],
+            cwd=environment["PYTHONPATH"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        left = [line.removeprefix("left: ") for line in finished.stdout.splitlines() if line.startswith("left: ")]
+        return finished, [path for path in left if path]
+
+    return run

@@ -1,0 +1,170 @@
+"""Checkpoints: whole or not there, loadable anywhere, and gone on with only by the same run."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from modeling_luna import LunaForMaskedLM
+from pretrain.checkpoints import FIXED, ResumeError, find_checkpoints
+from pretrain.tokenizer import load_tokenizer
+
+
+SENTENCE = "Number 5 begins a text of some<mask> words."
+LOADED_ELSEWHERE = """
+import json, sys
+import modeling_luna
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+folder = sys.argv[1]
+model, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+fill = pipeline("fill-mask", model=model, tokenizer=AutoTokenizer.from_pretrained(folder))
+answers = fill(sys.argv[2])
+print(json.dumps({
+    "class": type(model).__name__,
+    "problems": [name for names in info.values() for name in names],
+    "answers": [[answer["token_str"], answer["score"]] for answer in answers],
+}))
+"""
+
+
+@pytest.fixture
+def run(build_config: Callable, tmp_path: Path) -> Callable:
+    """The configuration of a run of twelve steps with a checkpoint at every fourth."""
+    return lambda **changes: build_config(tmp_path, **{"max_steps": 12, "save_steps": 4, "eval_steps": 4} | changes)
+
+
+def steps(folder: Path) -> list[int]:
+    return [int(path.name.removeprefix("checkpoint-")) for path in find_checkpoints(folder)]
+
+
+def test_saved_model_fills_masks_in_a_fresh_process(run: Callable, train: Callable, python: Callable, tmp_path: Path):
+    metrics = train(run())
+    weights = [tmp_path / folder / "model.safetensors" for folder in ("checkpoint-12", "model")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+    finished = python("-c", LOADED_ELSEWHERE, tmp_path / "model", SENTENCE)
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result["class"] == "LunaForMaskedLM"
+    assert result["problems"] == []
+    model = LunaForMaskedLM.from_pretrained(tmp_path / "model")
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    encoded = tokenizer(SENTENCE, return_tensors="pt")
+    place = encoded["input_ids"][0].tolist().index(tokenizer.mask_token_id)
+    best = model(**encoded).logits[0, place].softmax(dim=-1).topk(5)
+    assert [word for word, _ in result["answers"]] == [tokenizer.decode([token]) for token in best.indices]
+    assert [score for _, score in result["answers"]] == pytest.approx(best.values.tolist(), rel=1e-4)
+
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n") and "pipeline_tag: fill-mask" in card.split("---")[1]
+    assert f"{metrics[-1]['validation_loss']:.2f}" in card
+
+
+def test_each_checkpoint_holds_model_tokenizer_card_and_progress(run: Callable, train: Callable, tmp_path: Path):
+    train(run(save_total_limit=None))
+    assert steps(tmp_path) == [4, 8, 12]
+    for step in (4, 8, 12):
+        folder = tmp_path / f"checkpoint-{step}"
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"):
+            assert (folder / name).stat().st_size > 0
+        progress = json.loads((folder / "training_state" / "progress.json").read_text(encoding="utf-8"))
+        assert progress["step"] == step
+    first, last = (load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in (4, 12))
+    assert first.keys() == last.keys()
+    # No loss reaches the last norm of the packed sequence.
+    assert {name for name in first if (first[name] == last[name]).all()} == {
+        "luna.layers.1.packed_layer_norm.weight",
+        "luna.layers.1.packed_layer_norm.bias",
+    }
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_old_checkpoints_are_deleted_over_the_limit(run: Callable, train: Callable, tmp_path: Path):
+    train(run(save_total_limit=2))
+    assert steps(tmp_path) == [8, 12]
+
+
+def test_checkpoints_are_ordered_by_step(tmp_path: Path):
+    for name in ("checkpoint-900", "checkpoint-1000", "checkpoint-20", "checkpoint-5000.partial", "checkpoint-x"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-900", "checkpoint-1000"]
+
+
+def test_partial_checkpoint_is_ignored_and_replaced(run: Callable, train: Callable, tmp_path: Path, capsys):
+    expected = train(run())
+    shutil.rmtree(tmp_path / "checkpoint-8")
+    # What a kill in the middle of the save at step 12 leaves.
+    (tmp_path / "checkpoint-12").rename(tmp_path / "checkpoint-12.partial")
+    (tmp_path / "checkpoint-12.partial" / "training_state" / "optimizer.bin").unlink()
+    capsys.readouterr()
+    metrics = train(run())
+    assert "Going on from step 4 of 12" in capsys.readouterr().out
+    assert steps(tmp_path) == [4, 8, 12]
+    assert (tmp_path / "checkpoint-12" / "training_state" / "optimizer.bin").exists()
+    assert not (tmp_path / "checkpoint-12.partial").exists()
+    assert [record.get("loss") for record in metrics] == [record.get("loss") for record in expected]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", 1), ("batch_size", 8), ("mask_probability", 0.2), ("max_length", 16), ("model", {"hidden_size": 16})],
+)
+def test_run_with_another_fixed_key_is_refused(run: Callable, train: Callable, tmp_path: Path, key: str, value):
+    train(run(max_steps=5))
+    before = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+    with pytest.raises(ResumeError, match=rf"another configuration: {key} \(was .*, is .*\)\. Give") as error:
+        train(run(max_steps=5, **{key: value}))
+    assert repr(before[key]) in str(error.value)
+    # The folder still is that of the first run.
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == before
+
+
+def test_run_on_text_that_has_changed_is_refused(run: Callable, train: Callable, sentences: Callable, tmp_path: Path):
+    text = sentences(tmp_path / "text.txt", documents=20)
+    config = run(max_steps=5, data=str(text))
+    train(config)
+    sentences(text, documents=21)
+    with pytest.raises(ResumeError, match="checkpoint-5 was trained on other data"):
+        train(config)
+
+
+def test_keys_that_are_not_fixed_may_change(run: Callable, train: Callable, tmp_path: Path):
+    train(run(max_steps=5))
+    changes = {"max_steps": 8, "learning_rate": 1e-3, "gradient_accumulation_steps": 2, "eval_steps": 0}
+    assert not set(changes) & set(FIXED)
+    metrics = train(run(**changes))
+    assert [record["step"] for record in metrics if "loss" in record] == list(range(1, 9))
+    stored = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+    assert stored == dataclasses.asdict(run(**changes))
+
+
+def test_folder_of_a_run_that_goes_on_is_refused(run: Callable, train: Callable, tmp_path: Path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(ResumeError, match=f"Another process trains into {tmp_path}"):
+        train(run())
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "kilobytes", [pytest.param(120, marks=pytest.mark.slow), 400, pytest.param(560, marks=pytest.mark.slow)]
+)
+def test_full_disk_while_saving(
+    build_config: Callable, small_disk: Callable, write_config: Callable, tmp_path: Path, kilobytes: int
+):
+    """The disk ends within the weights, within the state of the optimiser, or at the second checkpoint."""
+    config = build_config(tmp_path / "small" / "run", max_steps=9, save_steps=3, eval_steps=0)
+    finished, left = small_disk(kilobytes, "pretrain/run_mlm.py", write_config(config, tmp_path / "run.yaml"))
+    assert finished.returncode == 2, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert finished.stderr.count("\nerror: ") == 1
+    assert "the disk is full" in finished.stderr and "--output_dir" in finished.stderr
+    folders = {path.split("/")[1] for path in left if path.count("/") > 1}
+    assert not any("partial" in folder for folder in folders)
+    for folder in folders:
+        assert f"run/{folder}/training_state/progress.json" in left

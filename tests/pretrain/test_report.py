@@ -1,0 +1,107 @@
+"""The report of a run: summary, picture of the curves, and masked sentences."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modeling_luna import LunaConfig, LunaForMaskedLM
+from pretrain.packed_data import PackedRows
+from pretrain.prepare import prepare, read_manifest
+from pretrain.report import fill_masked_sentences
+from pretrain.tokenizer import load_tokenizer
+
+
+@pytest.fixture
+def run(build_config: Callable, train: Callable, tmp_path: Path) -> Callable[..., Path]:
+    """Train a run of a few steps in a folder of this name."""
+
+    def run(name: str, **changes) -> Path:
+        train(build_config(tmp_path / name, max_steps=6, eval_steps=3, **changes))
+        return tmp_path / name
+
+    return run
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 5_000
+    return struct.unpack(">II", content[16:24])
+
+
+def test_report_of_a_run(run: Callable, build_config: Callable, tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = run("first")
+    output = capsys.readouterr().out
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    manifest = read_manifest(prepare(build_config(tmp_path)))
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["validation_loss"] == metrics[-1]["validation_loss"]
+    assert summary["unigram_entropy"] == manifest["splits"]["validation"]["unigram_entropy"]
+    assert summary["tokens_per_second"] > 0
+    assert f"{summary['validation_loss']:.3f}" in output and f"{summary['unigram_entropy']:.3f}" in output
+    for name in ("curves.png", "metrics.jsonl", "model"):
+        assert str(folder / name) in output
+    assert output.count("____") == output.count("[was: ") == 5
+
+    width, height = png_size(folder / "curves.png")
+    assert 600 <= width <= 2000 and 400 <= height <= 1500
+
+
+def test_curves_of_several_runs(run: Callable, script: Callable, tmp_path: Path):
+    folders = [run("first"), run("second", seed=1)]
+    picture = tmp_path / "both.png"
+    code, output, errors = script("pretrain/report.py", *folders, "--output", picture)
+    assert code == 0, errors
+    assert output.strip() == str(picture)
+    assert png_size(picture) == png_size(folders[0] / "curves.png")
+    assert picture.read_bytes() != (folders[0] / "curves.png").read_bytes()
+
+
+def test_folder_without_a_run_cannot_be_drawn(run: Callable, script: Callable, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    picture = tmp_path / "both.png"
+    code, _, errors = script("pretrain/report.py", run("first"), tmp_path / "empty", "--output", picture)
+    assert code == 2
+    assert errors.count("\nerror: ") == 1 and str(tmp_path / "empty") in errors and "Traceback" not in errors
+    assert not picture.exists()
+
+
+@pytest.fixture(scope="module")
+def model_and_rows(build_config: Callable, sentences: Callable, tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """A model with fresh weights, the tokenizer, and the validation rows of a text."""
+    folder = tmp_path_factory.mktemp("sentences")
+
+    def build(text: Path | None = None):
+        config = build_config(folder, data=str(text or sentences(folder / "text.txt", documents=100)))
+        prepared = prepare(config)
+        tokenizer = load_tokenizer(str(prepared / "tokenizer"))
+        model = LunaForMaskedLM(LunaConfig(**config.model, vocab_size=len(tokenizer)))
+        return model, tokenizer, PackedRows.open(prepared, "validation", config.max_length)
+
+    return build
+
+
+def test_masked_sentences_and_guesses(model_and_rows: Callable):
+    model, tokenizer, rows = model_and_rows()
+    filled = fill_masked_sentences(model, tokenizer, rows)
+    assert len(filled) == 5
+    bounds = zip(rows.documents[:-1], rows.documents[1:], strict=True)
+    validation = [" ".join(tokenizer.decode(rows.stream[first : last - 1]).split()) for first, last in bounds]
+    for example in filled:
+        assert example.sentence.count("____") == 1
+        assert len(example.answer) >= 4 and example.answer.isalpha()
+        whole = example.sentence.replace("____", example.answer)
+        assert any(whole in document for document in validation)
+        probabilities = [probability for _, probability in example.guesses]
+        assert len(probabilities) == 3
+        assert 0 < sum(probabilities) <= 1
+        assert probabilities == sorted(probabilities, reverse=True)
+    assert fill_masked_sentences(model, tokenizer, rows) == filled
+
+
+def test_text_without_plain_sentences_has_no_examples(model_and_rows: Callable, tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"{number} = x; y[{number}]" for number in range(40)), encoding="utf-8")
+    assert fill_masked_sentences(*model_and_rows(text)) == []
