@@ -183,7 +183,7 @@ class PretrainConfig:
         self._require("max_length", self.max_length >= 8, "must be at least 8")
         self._require("seed", 0 <= self.seed < 2**63, "must be at least 0 and below 2**63")
         self._require("warmup_steps", self.warmup_steps <= self.max_steps, f"exceeds max_steps ({self.max_steps})")
-        choices = (None, "no", "bf16", "fp16")
+        choices = (None, "no", "bf16")
         self._require("mixed_precision", self.mixed_precision in choices, f"must be one of {choices[1:]}")
         self.sources()
         self.luna_config(vocab_size=None if self.tokenizer else self.vocab_size)

@@ -2,18 +2,14 @@
 
 import gc
 import os
-from datetime import timedelta
 
 import torch
 import transformers
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, set_seed
 
 from pretrain.configuration import ConfigurationError, PretrainConfig
 from pretrain.packed_data import BatchPlan
-
-
-PREPARATION_TIMEOUT = timedelta(hours=24)  # the other processes wait while the first one prepares the data
 
 
 def start_accelerator(config: PretrainConfig) -> Accelerator:
@@ -32,12 +28,15 @@ def start_accelerator(config: PretrainConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
         ),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PREPARATION_TIMEOUT)],
     )
     if accelerator.num_processes != world_size:
         raise ConfigurationError(
             f"The launcher started {world_size} processes, but accelerate sees {accelerator.num_processes}: use "
             "a file of configs/accelerate/ (`accelerate launch --config_file configs/accelerate/NAME.yaml ...`)."
+        )
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ConfigurationError(
+            f"The launcher asks for mixed_precision {accelerator.mixed_precision}: only bf16 and no are supported."
         )
     set_seed(config.seed + accelerator.process_index)
     return accelerator

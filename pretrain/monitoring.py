@@ -50,7 +50,7 @@ def print_plan(
         "Processes": f"{accelerator.num_processes} on {accelerator.device.type} in {precision}, each "
         f"{plan.accumulation} x {plan.micro_batch_size} rows a step",
         "Expected": f"about {duration(seconds * config.max_steps)} ({tokens_a_step / seconds:,.0f} tokens/s), and "
-        f"{evaluations} evaluations",
+        f"{evaluations} evaluation{'s' if evaluations > 1 else ''}",
         "Folder": config.output_dir,
     }
     print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines.items()) + "\n", flush=True)

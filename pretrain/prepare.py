@@ -41,7 +41,11 @@ class PreparationError(UserError):
 
 
 def prepare(config: PretrainConfig, quiet: bool = False) -> Path:
-    """Return the prepared folder of a configuration, making it where it is not there or not whole."""
+    """Return the prepared folder of a configuration, making it where it is not there or not whole.
+
+    Processes that call this at the same time wait for the one that came first, on a lock and not in a collective
+    operation that would time out.
+    """
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     identity = corpus_identity(config)

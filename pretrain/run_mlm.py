@@ -49,8 +49,7 @@ def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPla
     from pretrain.training import Run, train
 
     main_process = accelerator.is_main_process
-    with accelerator.main_process_first():
-        prepared = prepare(config, quiet=not main_process)
+    prepared = prepare(config, quiet=not main_process)
     manifest = read_manifest(prepared)
     tokenizer = load_tokenizer(str(prepared / "tokenizer"))
     masking = Masking.from_tokenizer(tokenizer, config.seed, config.mask_probability, config.whole_word_masking)

@@ -195,7 +195,7 @@ def test_the_usage_where_no_file_is_named(arguments: list[str]) -> None:
         ("--vocab_size 260", "vocab_size is 260: it must be at least 261, the bytes and the special tokens."),
         ("--seed -1", "seed is -1: it must be at least 0 and below 2**63."),
         ("--max_steps 50 --warmup_steps 51", "warmup_steps is 51: it exceeds max_steps (50)."),
-        ("--mixed_precision fp8", "mixed_precision is 'fp8': it must be one of ('no', 'bf16', 'fp16')."),
+        ("--mixed_precision fp8", "mixed_precision is 'fp8': it must be one of ('no', 'bf16')."),
         ("--documents page", "python-docs: documents is 'page', but must be one of 'auto', 'line', "),
         ("--data []", "data: name at least one source."),
         ("--data a.txt [b.txt]", "data: ['b.txt'] is neither a path nor a mapping with the key 'path'."),

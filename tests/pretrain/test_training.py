@@ -12,6 +12,7 @@ from modeling_luna import LunaConfig, LunaForMaskedLM
 from modeling_luna.modeling_luna import LunaMLP
 from pretrain.optimization import build_optimizer, learning_rate
 from pretrain.packed_data import PackedRows
+from pretrain.prepare import prepare
 from pretrain.training import DivergenceError
 
 
@@ -58,7 +59,7 @@ def test_one_process_learns_and_the_corpus_has_a_padded_row(reference: list[dict
     assert sum(curve[step] for step in (28, 29, 30)) / 3 < curve[1] - 1.0
 
     config = curve_config(tmp_path)
-    (prepared,) = [folder for folder in Path(config.prepared_dir).iterdir() if folder.is_dir()]
+    prepared = prepare(config)
     for split in ("train", "validation"):
         rows = PackedRows.open(prepared, split, config.max_length)
         assert rows.pad_token_id in rows[[len(rows) - 1]]
