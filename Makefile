@@ -21,7 +21,7 @@ help:
 # One thread for each core, unless the caller has set a number.
 pretrain: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 pretrain: $(INSTALLED)
-	@$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml pretrain/run_mlm.py configs/pretrain/demo.yaml $(ARGS)
+	@$(BIN)/accelerate launch --quiet --config_file configs/accelerate/cpu.yaml pretrain/run_mlm.py configs/pretrain/demo.yaml $(ARGS)
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -q $(ARGS)

@@ -10,13 +10,22 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator, DistributedType
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from pretrain.configuration import PretrainConfig
 from pretrain.errors import UserError
-from pretrain.files import PARTIAL, publish_folder, remove_folder, removed_on_error, write_json, write_text
+from pretrain.files import (
+    PARTIAL,
+    make_folder,
+    publish_folder,
+    remove_folder,
+    removed_on_error,
+    write_json,
+    write_text,
+)
 from pretrain.model_card import model_card
 
 
@@ -75,7 +84,17 @@ class Checkpoints:
                 f"{folders[-1]} was trained on other data or with another tokenizer ({state['fingerprint']}, now "
                 f"{self.fingerprint}): name another --output_dir to start anew."
             )
-        self.accelerator.load_state(str(folders[-1] / TRAINING_STATE))
+        if state["step"] > self.config.max_steps:
+            raise ResumeError(
+                f"{folders[-1]} has done {state['step']} steps, more than max_steps ({self.config.max_steps}): "
+                "raise it, or name another --output_dir."
+            )
+        try:
+            self.accelerator.load_state(str(folders[-1] / TRAINING_STATE))
+        except (SafetensorError, RuntimeError, EOFError, FileNotFoundError) as error:
+            raise ResumeError(
+                f"{folders[-1]} is damaged ({error}): delete it, and the same command goes on from the one before."
+            ) from error
         return state["step"]
 
     def save(self, step: int, metrics: dict):
@@ -137,7 +156,7 @@ def run_folder(config: PretrainConfig) -> Iterator[None]:
             a key that decides what a step computes.
     """
     folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "output_dir")
     try:
         with FileLock(folder / ".lock", timeout=0):
             _store_config(config, folder)
@@ -159,4 +178,7 @@ def _store_config(config: PretrainConfig, folder: Path):
                 f"{folder} holds checkpoints of a run with another configuration: {'; '.join(changed)}. Give the "
                 "values of that run to go on with it, or name another --output_dir."
             )
+        for key in now:
+            if before.get(key) != now[key]:
+                print(f"{key} was {before.get(key)!r} in this run so far and is {now[key]!r} from here on")
     write_text(path, yaml.safe_dump(now, sort_keys=False))

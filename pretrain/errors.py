@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 
 EXIT_CODE = 2
+INTERRUPTED = 130  # as shells have it for an interrupt from the keyboard
 
 
 class UserError(ValueError):
@@ -21,6 +22,9 @@ def report_user_errors() -> Iterator[None]:
         yield
     except UserError as error:
         _end(str(error))
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if not is_disk_full(error):
             raise

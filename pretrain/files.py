@@ -8,9 +8,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pretrain.errors import UserError, is_disk_full
+
 
 PARTIAL = ".partial"  # suffix of what is still being written; nothing reads such a folder
 FULL = 2**20  # bytes; a disk with less room counts as full
+
+
+def make_folder(folder: Path, key: str):
+    """Make a folder that a key of the configuration names.
+
+    Raises:
+        UserError: where it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UserError(f"{key}: the folder {folder} cannot be made ({error.strerror}): name another one.") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{key}: the folder {folder} cannot be written: name another one.")
 
 
 def write_text(path: Path, text: str):

@@ -5,7 +5,7 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerBase
 
 from modeling_luna import LunaForMaskedLM
-from pretrain.configuration import PretrainConfig
+from pretrain.configuration import ConfigurationError, PretrainConfig
 from pretrain.tokenizer import row_ends
 
 
@@ -16,7 +16,10 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> L
     luna_config = config.luna_config(len(tokenizer), special_ids)
     with torch.random.fork_rng():
         set_seed(config.seed)
-        model = LunaForMaskedLM._from_config(luna_config, attn_implementation=config.attn_implementation)
+        try:
+            model = LunaForMaskedLM._from_config(luna_config, attn_implementation=config.attn_implementation)
+        except (ValueError, ImportError) as error:
+            raise ConfigurationError(f"attn_implementation: {error}") from error
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
     return model

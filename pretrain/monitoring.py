@@ -119,7 +119,9 @@ class Monitor:
         self.bar.update()
         if result.skipped:
             self.say(f"step {step}: loss or gradient is not finite; the step was skipped ({self.skipped} so far)")
-        if step % self.config.logging_steps == 0 or step == self.config.max_steps:
+        # Also where a checkpoint may be written, so that no mean of losses spans one and a resumed run has the same.
+        intervals = [self.config.logging_steps, self.config.save_steps or self.config.max_steps]
+        if step == self.config.max_steps or any(step % interval == 0 for interval in intervals):
             self._log_training(step, result, learning_rate)
 
     def _log_training(self, step: int, result: StepResult, learning_rate: float):

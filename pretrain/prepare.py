@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pretrain.configuration import PretrainConfig, load_config
 from pretrain.errors import UserError, report_user_errors
-from pretrain.files import remove_folder, write_folder, write_json
+from pretrain.files import make_folder, remove_folder, write_folder, write_json
 from pretrain.sources import Source, read_documents, source_identity
 from pretrain.tokenizer import load_tokenizer, row_ends, token_type_of, train_tokenizer
 
@@ -51,7 +51,7 @@ def prepare(config: PretrainConfig, quiet: bool = False) -> Path:
     identity = corpus_identity(config)
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.prepared_dir) / f"{_short_name(config)}-{fingerprint}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent, "prepared_dir")
     with FileLock(f"{folder}.lock"):
         if _is_whole(folder):
             if not quiet:
@@ -80,6 +80,7 @@ def _tokenizer_identity(config: PretrainConfig) -> dict:
     if config.tokenizer is None:
         return {"trained": True, "vocab_size": config.vocab_size}
     tokenizer = load_tokenizer(config.tokenizer)
+    config.luna_config(len(tokenizer))  # refuses one that is larger than the model's vocabulary, before any reading
     content = json.dumps([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map], sort_keys=True)
     return {"trained": False, "sha256": hashlib.sha256(content.encode()).hexdigest()}
 

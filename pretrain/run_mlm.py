@@ -10,11 +10,11 @@
 """
 
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pretrain.configuration import PretrainConfig, load_config
-from pretrain.errors import report_user_errors
+from pretrain.errors import UserError, report_user_errors
 
 
 if TYPE_CHECKING:
@@ -25,12 +25,23 @@ if TYPE_CHECKING:
 
 def main(config: PretrainConfig):
     # These imports take seconds; processes that read the built-in corpus import this file again without them.
+    from accelerate.utils import broadcast_object_list
+
     from pretrain.checkpoints import run_folder
     from pretrain.launch import batch_plan, end_processes, start_accelerator
 
     accelerator = start_accelerator(config)
     plan = batch_plan(config, accelerator)
-    with run_folder(config) if accelerator.is_main_process else nullcontext():
+    with ExitStack() as stack:
+        problem = None
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(run_folder(config))
+            except UserError as error:
+                problem = error
+        (problem,) = broadcast_object_list([problem])  # all processes end, not one with the others waiting for it
+        if problem is not None:
+            raise problem
         pretrain(config, accelerator, plan)
     end_processes(accelerator)
 

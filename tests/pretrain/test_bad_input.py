@@ -150,3 +150,15 @@ def test_bad_file_ends_both_processes(config_file: Callable, python: Callable, t
     assert finished.returncode != 0
     assert f"error: {tmp_path}/broken.jsonl:3" in finished.stderr
     assert_nothing_whole(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["output_dir", "prepared_dir"])
+def test_folder_that_cannot_be_made(config_file: Callable, script: Callable, tmp_path: Path, key: str):
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
+    result = script("pretrain/run_mlm.py", config_file(), f"--{key}", str(tmp_path / "file" / "below"))
+    assert_one_message(*result, [key, "file/below", "cannot be made"])
+
+
+def test_unknown_attention_implementation(config_file: Callable, script: Callable):
+    result = script("pretrain/run_mlm.py", config_file(), "--attn_implementation", "none_such")
+    assert_one_message(*result, ["attn_implementation", "none_such"])

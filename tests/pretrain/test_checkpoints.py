@@ -145,6 +145,28 @@ def test_keys_that_are_not_fixed_may_change(run: Callable, train: Callable, tmp_
     assert stored == dataclasses.asdict(run(**changes))
 
 
+def test_change_of_another_key_is_told(run: Callable, train: Callable, capsys):
+    train(run(max_steps=5))
+    capsys.readouterr()
+    train(run(max_steps=6, learning_rate=2e-3))
+    assert "learning_rate was 0.005 in this run so far and is 0.002 from here on" in capsys.readouterr().out
+
+
+def test_fewer_steps_than_done_are_refused(run: Callable, train: Callable):
+    train(run(max_steps=6))
+    with pytest.raises(ResumeError, match=r"checkpoint-6 has done 6 steps, more than max_steps \(5\)"):
+        train(run(max_steps=5))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state/optimizer.bin"])
+def test_damaged_checkpoint_is_named(run: Callable, train: Callable, tmp_path: Path, name: str):
+    train(run(max_steps=5))
+    damaged = tmp_path / "checkpoint-5" / name
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    with pytest.raises(ResumeError, match=r"checkpoint-5 is damaged .* delete it"):
+        train(run(max_steps=6))
+
+
 def test_folder_of_a_run_that_goes_on_is_refused(run: Callable, train: Callable, tmp_path: Path):
     with FileLock(tmp_path / ".lock"), pytest.raises(ResumeError, match=f"Another process trains into {tmp_path}"):
         train(run())
