@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pretrain.errors import UserError, report_user_errors
-from pretrain.files import write_json
+from pretrain.files import make_folder, write_json
 from pretrain.monitoring import METRICS_FILE, read_metrics
 from pretrain.packed_data import PackedRows
 from pretrain.tokenizer import word_starts
@@ -187,6 +187,7 @@ def main(arguments: list[str]):
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--output", type=Path, required=True, help="the picture to write")
     options = parser.parse_args(arguments)
+    make_folder(options.output.parent, "--output")
     plot_curves(options.runs, options.output)
     print(options.output)
 
