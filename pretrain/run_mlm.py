@@ -63,6 +63,7 @@ def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPla
     prepared = prepare(config, quiet=not main_process)
     manifest = read_manifest(prepared)
     tokenizer = load_tokenizer(str(prepared / "tokenizer"))
+    tokenizer.model_max_length = config.max_length  # prepared data serve runs with rows of any length
     masking = Masking.from_tokenizer(tokenizer, config.seed, config.mask_probability, config.whole_word_masking)
     training = TrainingBatches(PackedRows.open(prepared, "train", config.max_length), masking, plan)
     validation_rows = PackedRows.open(prepared, "validation", config.max_length)

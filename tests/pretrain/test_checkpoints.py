@@ -145,6 +145,13 @@ def test_keys_that_are_not_fixed_may_change(run: Callable, train: Callable, tmp_
     assert stored == dataclasses.asdict(run(**changes))
 
 
+def test_saved_tokenizer_has_the_row_length_of_its_run(build_config: Callable, train: Callable, tmp_path: Path):
+    """Both runs share prepared data, which do not depend on the length of rows."""
+    for length in (16, 32):
+        train(build_config(tmp_path / str(length), max_steps=5, max_length=length))
+        assert load_tokenizer(str(tmp_path / str(length) / "model")).model_max_length == length
+
+
 def test_change_of_another_key_is_told(run: Callable, train: Callable, capsys):
     train(run(max_steps=5))
     capsys.readouterr()
