@@ -2,30 +2,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """Luna for Hugging Face Transformers. Importing this package makes the Auto classes know Luna."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, RobertaTokenizer
+import transformers
+from transformers import AutoConfig, AutoTokenizer, RobertaTokenizer
 
 from .configuration_luna import LunaConfig
 from .modeling_luna import (
+    AUTO_CLASSES,
+    LunaClassifierOutput,
     LunaForMaskedLM,
+    LunaForMultipleChoice,
+    LunaForQuestionAnswering,
+    LunaForSequenceClassification,
+    LunaForTokenClassification,
     LunaMaskedLMOutput,
     LunaModel,
     LunaModelOutput,
     LunaPreTrainedModel,
+    LunaQuestionAnsweringOutput,
 )
 
 
 __version__ = "0.1.0"
 
 AutoConfig.register("luna", LunaConfig, exist_ok=True)
-AutoModel.register(LunaConfig, LunaModel, exist_ok=True)
-AutoModelForMaskedLM.register(LunaConfig, LunaForMaskedLM, exist_ok=True)
 AutoTokenizer.register(LunaConfig, RobertaTokenizer, exist_ok=True)
+for auto_class, model_class in AUTO_CLASSES.items():
+    getattr(transformers, auto_class).register(LunaConfig, model_class, exist_ok=True)
 
 __all__ = [
+    "LunaClassifierOutput",
     "LunaConfig",
     "LunaForMaskedLM",
+    "LunaForMultipleChoice",
+    "LunaForQuestionAnswering",
+    "LunaForSequenceClassification",
+    "LunaForTokenClassification",
     "LunaMaskedLMOutput",
     "LunaModel",
     "LunaModelOutput",
     "LunaPreTrainedModel",
+    "LunaQuestionAnsweringOutput",
 ]

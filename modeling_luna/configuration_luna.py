@@ -36,7 +36,16 @@ class LunaConfig(PreTrainedConfig):
         activation_dropout (`float`, defaults to 0.0):
             Dropout after the activation inside the feed-forward network.
         classifier_pooling (`"cls"`, `"mean"`, `"packed_max"` or `"packed_attention"`, defaults to `"cls"`):
-            What a sequence classification head reads; the last two are the official heads that read P.
+            What a head that gives one result a document reads: its first token, the mean of its tokens, the maximum
+            over its slots of P, or what its first token gathers from P by attention. The last two are the official
+            heads that read P.
+        classifier_reads_first_column (`bool`, defaults to `False`):
+            The first token is looked for in the first column alone, also where a row begins with padding, as the
+            official code does. Set by the converter; it matters under left padding only.
+        classifier_activation (`str`, defaults to `"tanh"`):
+            Activation between the two projections of such a head.
+        classifier_dropout (`float`, *optional*):
+            Dropout of the classification heads; `hidden_dropout_prob` where it is None.
         conv_kernel_size (`int`, defaults to 0):
             Width of a depthwise convolution over the tokens at the input of each layer: 0 for none, else odd. It
             starts as the identity and never sees padding. An extension: the paper's model has none.
@@ -83,6 +92,8 @@ class LunaConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.1
     activation_dropout: float | int = 0.0
     classifier_pooling: Literal["cls", "mean", "packed_max", "packed_attention"] = "cls"
+    classifier_reads_first_column: bool = False
+    classifier_activation: str = "tanh"
     classifier_dropout: float | int | None = None
     layer_norm_eps: float | int = 1e-5
     initializer_range: float | int = 0.02
@@ -118,8 +129,9 @@ class LunaConfig(PreTrainedConfig):
             raise ValueError(f"Sinusoidal positions need an even hidden_size, not {self.hidden_size}.")
         if self.conv_kernel_size < 0 or (self.conv_kernel_size and self.conv_kernel_size % 2 == 0):
             raise ValueError(f"conv_kernel_size must be 0 (none) or an odd width, not {self.conv_kernel_size}.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"Unknown hidden_act {self.hidden_act!r}: choose one of {sorted(ACT2FN)}.")
+        for field in ("hidden_act", "classifier_activation"):
+            if getattr(self, field) not in ACT2FN:
+                raise ValueError(f"Unknown {field} {getattr(self, field)!r}: choose one of {sorted(ACT2FN)}.")
         for field in ("layer_norm_eps", "initializer_range"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field} must be above 0, not {getattr(self, field)}.")

@@ -7,8 +7,12 @@ packs X into P and unpacks the result into X, so that time and memory grow with 
 """
 
 import math
+import os
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,7 +25,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_luna import LunaConfig
@@ -78,6 +82,246 @@ class LunaMaskedLMOutput(ModelOutput):
     packed_last_hidden_state: torch.FloatTensor | None = None
     packed_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     pack_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class LunaClassifierOutput(ModelOutput):
+    """
+    Output of [`LunaForSequenceClassification`], [`LunaForTokenClassification`] and [`LunaForMultipleChoice`].
+
+    Args:
+        loss (scalar `torch.FloatTensor`, where labels are given):
+            Cross entropy in nats; for regression the mean squared error, for several labels the binary cross entropy.
+        logits (`torch.FloatTensor`):
+            `(documents, num_labels)`, `(batch, n, num_labels)` and `(batch, choices)`.
+        hidden_states, attentions, packed_last_hidden_state, packed_hidden_states, pack_attentions:
+            As in [`LunaModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    packed_last_hidden_state: torch.FloatTensor | None = None
+    packed_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class LunaQuestionAnsweringOutput(ModelOutput):
+    """
+    Output of [`LunaForQuestionAnswering`].
+
+    Args:
+        loss (scalar `torch.FloatTensor`, where positions are given):
+            Mean of the cross entropies of start and end, in nats.
+        start_logits, end_logits (`torch.FloatTensor` of shape `(documents, n)`):
+            Scores before the softmax; the lowest number of the dtype at padding.
+        hidden_states, attentions, packed_last_hidden_state, packed_hidden_states, pack_attentions:
+            As in [`LunaModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    start_logits: torch.FloatTensor | None = None
+    end_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    packed_last_hidden_state: torch.FloatTensor | None = None
+    packed_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class RaggedRows(NamedTuple):
+    """Where rows of different lengths lie in a batch of states (batch, width, ...).
+
+    The states, read row by row and without padding, hold one ragged row after another. The rows are the documents of
+    a batch (one row of the batch may hold several), or the used slots of each document.
+
+    A tuple, so that whatever moves tensors between devices finds them.
+
+    Args:
+        shape: (batch, width).
+        index: places in the flattened batch, padding left out; None where there is no padding.
+        cu_seq_lens: (rows + 1), where each row begins and ends among the places of `index`.
+        max_length: at least the length of the longest row.
+        mask: (rows, max_length), which cells of the padded form hold a state.
+        cells: (rows, max_length), the place in the flattened batch that fills each of these cells; cells outside
+            the mask repeat a state of their own row.
+        places: (states), the cell of the padded form that each state is in.
+    """
+
+    shape: tuple[int, int]
+    index: torch.Tensor | None
+    cu_seq_lens: torch.Tensor
+    max_length: int
+    mask: torch.Tensor
+    cells: torch.Tensor
+    places: torch.Tensor
+
+    @classmethod
+    def build(
+        cls, shape: tuple[int, int], index: torch.Tensor | None, cu_seq_lens: torch.Tensor, max_length: int
+    ) -> "RaggedRows":
+        device = cu_seq_lens.device
+        starts, lengths = cu_seq_lens[:-1].unsqueeze(1), cu_seq_lens.diff().unsqueeze(1)
+        steps = torch.arange(max_length, device=device)
+        num_states = shape[0] * shape[1] if index is None else index.shape[0]
+        cells = (starts + torch.minimum(steps, (lengths - 1).clamp(min=0))).clamp(max=num_states - 1)
+        states = torch.arange(num_states, device=device)
+        rows = torch.searchsorted(cu_seq_lens[1:], states, right=True)
+        return cls(
+            shape=shape,
+            index=index,
+            cu_seq_lens=cu_seq_lens,
+            max_length=max_length,
+            mask=steps < lengths,
+            cells=cells if index is None else index[cells],
+            places=rows * max_length + states - cu_seq_lens[rows],
+        )
+
+    @classmethod
+    def from_mask(cls, mask: torch.Tensor) -> "RaggedRows":
+        """One ragged row for each row of a mask (batch, width), whose True are states.
+
+        A row without any keeps its first one: attention kernels differ in what they make of an empty row.
+        """
+        batch_size, width = mask.shape
+        mask = mask | (~mask.any(dim=1, keepdim=True) & (torch.arange(width, device=mask.device) == 0))
+        cu_seq_lens = nn.functional.pad(mask.sum(dim=1).cumsum(dim=0), (1, 0))
+        return cls.build((batch_size, width), mask.flatten().nonzero().squeeze(1), cu_seq_lens, width)
+
+    def pad(self, states: torch.Tensor) -> torch.Tensor:
+        """(batch, width, ...) -> (rows, max_length, ...)"""
+        return states.flatten(0, 1)[self.cells]
+
+    def unpad(self, states: torch.Tensor) -> torch.Tensor:
+        """(rows, max_length, ...) -> (batch, width, ...), zeros at padding"""
+        return self._spread(states.flatten(0, 1)[self.places])
+
+    def flatten(self, states: torch.Tensor) -> torch.Tensor:
+        """(batch, width, ...) -> (1, states, ...)"""
+        states = states.flatten(0, 1)
+        return (states if self.index is None else states[self.index]).unsqueeze(0)
+
+    def unflatten(self, states: torch.Tensor) -> torch.Tensor:
+        """(1, states, ...) -> (batch, width, ...), zeros at padding"""
+        return self._spread(states.squeeze(0))
+
+    def positions(self) -> torch.Tensor:
+        """(batch, width), the place of each state within its row; 0 at padding"""
+        return self._spread(self.places % self.max_length)
+
+    def _spread(self, states: torch.Tensor) -> torch.Tensor:
+        if self.index is not None:
+            batch = states.new_zeros(self.shape[0] * self.shape[1], *states.shape[1:])
+            states = batch.index_copy(0, self.index, states)
+        return states.unflatten(0, self.shape)
+
+
+def locate_documents(
+    shape: tuple[int, int],
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    cu_seq_lens: torch.Tensor | None = None,
+    max_length: int | None = None,
+) -> RaggedRows | None:
+    """Find the documents of a batch whose rows hold several of them.
+
+    Args:
+        shape: (batch, n).
+        attention_mask: (batch, n), False at padding.
+        position_ids: (batch, n) or (1, n); without `cu_seq_lens` a document begins where they do not rise.
+        cu_seq_lens: (documents + 1), where the documents begin and end in the batch read row by row, padding included.
+        max_length: the length of the longest document; with it a GPU need not be waited for.
+
+    Returns:
+        None where every row is one document.
+
+    Raises:
+        ValueError: (on a CPU) for `cu_seq_lens` that do not span the batch, or a `max_length` that is too small.
+    """
+    if cu_seq_lens is None and position_ids is None:
+        return None
+    index = None if attention_mask is None else attention_mask.flatten().nonzero().squeeze(1)
+    if cu_seq_lens is None:
+        position_ids = position_ids.expand(shape)
+        if torch.compiler.is_compiling():
+            # How many documents there are would have to be known.
+            rises = position_ids.diff() > 0
+            if attention_mask is not None:
+                rises = rises | ~attention_mask[:, 1:] | ~attention_mask[:, :-1]
+            torch._assert_async(rises.all(), "Several documents in a row: give cu_seq_lens to a compiled model.")
+            return None
+        places = torch.arange(position_ids.numel(), device=position_ids.device) if index is None else index
+        positions, rows = position_ids.flatten()[places], places // shape[1]
+        new_row, restart = rows.diff() > 0, positions.diff() <= 0
+        if not (restart & ~new_row).any():
+            return None
+        starts = (restart | new_row).nonzero().squeeze(1) + 1
+        cu_seq_lens = nn.functional.pad(starts, (1, 1))
+        cu_seq_lens[-1] = places.shape[0]
+    else:
+        check_cu_seq_lens(cu_seq_lens, shape[0] * shape[1])
+        if attention_mask is not None:
+            cu_seq_lens = nn.functional.pad(attention_mask.flatten().cumsum(dim=0), (1, 0))[cu_seq_lens]
+    if max_length is None:
+        max_length = int(cu_seq_lens.diff().max())
+    elif cu_seq_lens.device.type == "cpu" and not torch.compiler.is_compiling():
+        longest = int(cu_seq_lens.diff().max())
+        if longest > max_length:
+            raise ValueError(f"max_length_q is {max_length}, but the longest document has {longest} tokens.")
+    return RaggedRows.build(shape, index, cu_seq_lens, max_length)
+
+
+def check_cu_seq_lens(cu_seq_lens: torch.Tensor, num_tokens: int):
+    if cu_seq_lens.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if (
+        cu_seq_lens.ndim != 1
+        or cu_seq_lens.numel() < 2
+        or cu_seq_lens[0] != 0
+        or cu_seq_lens[-1] != num_tokens
+        or (cu_seq_lens.diff() < 0).any()
+    ):
+        raise ValueError(
+            f"cu_seq_lens_q must rise from 0 to the number of tokens of the batch ({num_tokens}), as "
+            f"[0, end of the first document, ...]; found {cu_seq_lens.tolist()}."
+        )
+
+
+class AttentionPlan(NamedTuple):
+    """How the states of queries and keys are laid out for the attention implementation.
+
+    Args:
+        mask: what the implementation takes as a mask, over the states as they are laid out.
+        queries, keys: ragged rows that are to be laid out; None where the states are left as they are, (batch, time).
+        varlen: lays ragged rows out one after another, for flash attention, instead of padding them.
+    """
+
+    mask: Any = None
+    queries: RaggedRows | None = None
+    keys: RaggedRows | None = None
+    varlen: bool = False
+
+    def arrange(self, states: torch.Tensor, rows: RaggedRows | None) -> torch.Tensor:
+        if rows is None:
+            return states
+        return rows.flatten(states) if self.varlen else rows.pad(states)
+
+    def restore(self, context: torch.Tensor) -> torch.Tensor:
+        if self.queries is None:
+            return context
+        return self.queries.unflatten(context) if self.varlen else self.queries.unpad(context)
+
+    def kernel_kwargs(self) -> dict[str, Any]:
+        if not self.varlen:
+            return {}
+        return {
+            "cu_seq_lens_q": self.queries.cu_seq_lens.int(),
+            "cu_seq_lens_k": self.keys.cu_seq_lens.int(),
+            "max_length_q": self.queries.max_length,
+            "max_length_k": self.keys.max_length,
+        }
 
 
 def apply_dropout(states: torch.Tensor, p: float, training: bool) -> torch.Tensor:
@@ -150,36 +394,38 @@ class LunaEmbeddings(nn.Module):
         inputs_embeds: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
+        documents: RaggedRows | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return the tokens (batch, n, hidden), P (batch, l, hidden), and which slots a row uses (batch, l)."""
+        """Return the tokens (batch, n, hidden), P (documents, l, hidden) and which slots are used (documents, l).
+
+        Without `documents` every row of the batch is one.
+        """
         if inputs_embeds is None:
             check_range(
                 input_ids, self.word_embeddings.num_embeddings, "Do tokenizer and model belong together? input_ids"
             )
             inputs_embeds = self.word_embeddings(input_ids)
-        batch_size, num_tokens, _ = inputs_embeds.shape
-
+        if position_ids is None and documents is not None:
+            position_ids = documents.positions()
         hidden_states = inputs_embeds + self._embed_positions(inputs_embeds, position_ids, attention_mask)
         hidden_states = self.dropout(self.layer_norm(hidden_states))
+        if attention_mask is not None:
+            hidden_states = hidden_states.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
 
+        document_mask = attention_mask if documents is None else documents.mask
+        num_documents, width = inputs_embeds.shape[:2] if documents is None else documents.mask.shape
         num_slots = self.config.projection_length
         if self.config.dynamic_projection:
-            num_slots = min(num_slots, num_tokens)
+            num_slots = torch.sym_min(num_slots, width)
         packed = self.packed_embeddings[:num_slots]
         if self.config.position_embedding_type == "sinusoidal":
             packed = packed + sinusoids(torch.arange(num_slots, device=packed.device), packed)
-        packed = self.packed_layer_norm(packed).expand(batch_size, -1, -1)
+        packed = self.packed_layer_norm(packed).expand(num_documents, -1, -1)
         packed = self.dropout(packed)
-
-        if attention_mask is None:
+        if document_mask is None or not self.config.dynamic_projection:
             return hidden_states, packed, None
-        hidden_states = hidden_states.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
-        if not self.config.dynamic_projection:
-            return hidden_states, packed, None
-        lengths = attention_mask.sum(dim=-1, keepdim=True)
-        slot_mask = torch.arange(num_slots, device=packed.device) < lengths
-        packed = packed.masked_fill(~slot_mask.unsqueeze(-1), 0.0)
-        return hidden_states, packed, slot_mask
+        slot_mask = used_slots(document_mask, num_slots)
+        return hidden_states, packed.masked_fill(~slot_mask.unsqueeze(-1), 0.0), slot_mask
 
     def _embed_positions(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
@@ -202,6 +448,11 @@ class LunaEmbeddings(nn.Module):
             else "position_ids",
         )
         return self.position_embeddings(position_ids + self.position_offset)
+
+
+def used_slots(document_mask: torch.Tensor, num_slots: int) -> torch.Tensor:
+    """Which of its slots a document uses, (documents, l), where `document_mask` (documents, n) tells its tokens."""
+    return torch.arange(num_slots, device=document_mask.device) < document_mask.sum(dim=-1, keepdim=True)
 
 
 def check_range(ids: torch.Tensor, limit: int, name: str):
@@ -247,22 +498,30 @@ class LunaAttention(nn.Module):
         self,
         query_states: torch.Tensor,
         key_value_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        plan: AttentionPlan,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of (batch, queries, hidden) over (batch, keys, hidden), heads merged, and its weights."""
-        query = self._split_heads(self.q_proj(query_states))
+        query = self._split_heads(plan.arrange(self.q_proj(query_states), plan.queries))
         if self.config.tie_key_value:
-            key = value = self._split_heads(self.kv_proj(key_value_states))
+            key = value = self._split_heads(plan.arrange(self.kv_proj(key_value_states), plan.keys))
         else:
-            key = self._split_heads(self.k_proj(key_value_states))
-            value = self._split_heads(self.v_proj(key_value_states))
+            key = self._split_heads(plan.arrange(self.k_proj(key_value_states), plan.keys))
+            value = self._split_heads(plan.arrange(self.v_proj(key_value_states), plan.keys))
 
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         context, attention_weights = self._attention_interface(dropout, query.device)(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            self,
+            query,
+            key,
+            value,
+            plan.mask,
+            dropout=dropout,
+            scaling=self.scaling,
+            **plan.kernel_kwargs(),
+            **kwargs,
         )
-        return context.flatten(start_dim=-2), attention_weights
+        return plan.restore(context.flatten(start_dim=-2)), attention_weights
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         num_heads = states.shape[-1] // self.head_dim  # fewer on each device under tensor parallelism
@@ -286,10 +545,10 @@ class LunaPackAttention(LunaAttention):
         self,
         packed: torch.Tensor,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        plan: AttentionPlan,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self.attend(packed, hidden_states, attention_mask, **kwargs)
+        return self.attend(packed, hidden_states, plan, **kwargs)
 
 
 class LunaUnpackAttention(LunaAttention):
@@ -303,10 +562,10 @@ class LunaUnpackAttention(LunaAttention):
         self,
         hidden_states: torch.Tensor,
         packed_context: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        plan: AttentionPlan,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        context, attention_weights = self.attend(hidden_states, packed_context, attention_mask, **kwargs)
+        context, attention_weights = self.attend(hidden_states, packed_context, plan, **kwargs)
         return self.out_proj(context), attention_weights
 
 
@@ -324,17 +583,25 @@ class LunaMLP(nn.Module):
 
 
 class LunaConvolution(nn.Conv1d):
-    """Depthwise convolution over the tokens that starts as the identity and reads zeros in place of padding.
+    """Depthwise convolution over the tokens that starts as the identity.
 
-    The parameters are those of `Conv1d`, whose own forward pass is not used.
+    It reads zeros in place of padding and of other documents. The parameters are those of `Conv1d`, whose own forward
+    pass is not used.
     """
 
     def __init__(self, config: LunaConfig):
         super().__init__(config.hidden_size, config.hidden_size, config.conv_kernel_size, groups=config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
-        if token_mask is not None:
-            hidden_states = hidden_states.masked_fill(~token_mask.unsqueeze(-1), 0.0)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        documents: RaggedRows | None = None,
+    ) -> torch.Tensor:
+        if documents is not None:
+            hidden_states, attention_mask = documents.pad(hidden_states), documents.mask
+        if attention_mask is not None:
+            hidden_states = hidden_states.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
         # (batch, n, hidden) read as an image (batch, hidden, 1, n) with the channels last: no transposition is
         # copied, and the kernels for images are several times faster on a CPU than those of Conv1d.
         image = hidden_states.unsqueeze(1).permute(0, 3, 1, 2)
@@ -345,7 +612,8 @@ class LunaConvolution(nn.Conv1d):
             padding=(0, self.kernel_size[0] // 2),
             groups=self.groups,
         )
-        return image.permute(0, 2, 3, 1).squeeze(1)
+        hidden_states = image.permute(0, 2, 3, 1).squeeze(1)
+        return hidden_states if documents is None else documents.unpad(hidden_states)
 
 
 class LunaLayer(GradientCheckpointingLayer):
@@ -365,20 +633,21 @@ class LunaLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         packed: torch.Tensor,
-        pack_attention_mask: torch.Tensor | None = None,
-        unpack_attention_mask: torch.Tensor | None = None,
-        token_mask: torch.Tensor | None = None,
+        pack_plan: AttentionPlan,
+        unpack_plan: AttentionPlan,
+        attention_mask: torch.Tensor | None = None,
+        documents: RaggedRows | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.convolution is not None:  # before the residual branches off, which therefore holds its output
-            hidden_states = self.convolution(hidden_states, token_mask)
+            hidden_states = self.convolution(hidden_states, attention_mask, documents)
 
         residual, packed_residual = hidden_states, packed
         if self.normalize_before:
             hidden_states = self.attention_layer_norm(hidden_states)
             packed = self.packed_layer_norm(packed)
-        packed_context, _ = self.pack_attention(packed, hidden_states, pack_attention_mask, **kwargs)
-        hidden_states, _ = self.unpack_attention(hidden_states, packed_context, unpack_attention_mask, **kwargs)
+        packed_context, _ = self.pack_attention(packed, hidden_states, pack_plan, **kwargs)
+        hidden_states, _ = self.unpack_attention(hidden_states, packed_context, unpack_plan, **kwargs)
         hidden_states = residual + self.dropout(hidden_states)
         packed = packed_residual + self.dropout(packed_context)
         if not self.normalize_before:
@@ -401,6 +670,8 @@ class JoinGradients(torch.autograd.Function):
     `DistributedDataParallel` would wait for it.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(hidden_states: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return hidden_states.view_as(hidden_states), packed.view_as(packed)
@@ -414,12 +685,26 @@ class JoinGradients(torch.autograd.Function):
         return hidden_gradient, packed_gradient
 
 
+def class_reference(referred: type) -> str:
+    """FILE.CLASS, as `auto_map` names a class in a saved folder."""
+    return f"{referred.__module__.rsplit('.', 1)[-1]}.{referred.__name__}"
+
+
+def gathered_for_resizing(weight: nn.Parameter) -> AbstractContextManager:
+    """Under DeepSpeed ZeRO-3 every process holds a part of the weight: gather it to read the whole."""
+    if not hasattr(weight, "ds_id"):
+        return nullcontext()
+    # Not by an import statement, which would make DeepSpeed a requirement of this file as remote code.
+    return sys.modules["deepspeed"].zero.GatheredParameters([weight])
+
+
 class LunaPreTrainedModel(PreTrainedModel):
     config: LunaConfig
     base_model_prefix = "luna"
     supports_gradient_checkpointing = True
     _no_split_modules = ["LunaEmbeddings", "LunaLayer"]
     _supports_sdpa = True
+    _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
@@ -437,6 +722,44 @@ class LunaPreTrainedModel(PreTrainedModel):
             init.normal_(module.packed_embeddings, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, LunaConvolution):
             init.dirac_(module.weight, groups=module.groups)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Save as every Transformers model does; beside the weights lies the code, for `trust_remote_code=True`."""
+        self.config.auto_map = {"AutoConfig": class_reference(LunaConfig)} | {
+            auto_class: class_reference(model_class) for auto_class, model_class in AUTO_CLASSES.items()
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+    def get_position_embeddings(self) -> nn.Embedding | None:
+        """The table of learned positions, with `pad_token_id + 1` rows before the first position, or None."""
+        return getattr(self.base_model.embeddings, "position_embeddings", None)
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int):
+        """Let rows hold `new_num_position_embeddings` tokens: `config.max_position_embeddings` becomes that number.
+
+        Learned positions are repeated: position i starts as the old position i mod n, where n is the old number.
+        What the model computes for rows of up to n tokens does not change. Fewer positions keep the first ones.
+        Sinusoidal positions go on by themselves.
+
+        Raises:
+            ValueError: for less than one position.
+        """
+        if new_num_position_embeddings < 1:
+            raise ValueError(f"A row must hold at least one token, not {new_num_position_embeddings}.")
+        embeddings = self.base_model.embeddings
+        old = self.get_position_embeddings()
+        if old is not None:
+            offset = embeddings.position_offset
+            with gathered_for_resizing(old.weight):
+                weight = old.weight.detach()
+                positions = torch.arange(new_num_position_embeddings, device=weight.device)
+                positions = positions % self.config.max_position_embeddings
+                weight = torch.cat((weight[:offset], weight[offset:][positions]))
+            new = nn.Embedding.from_pretrained(
+                weight, freeze=not old.weight.requires_grad, padding_idx=old.padding_idx
+            )
+            embeddings.position_embeddings = new
+        self.config.max_position_embeddings = new_num_position_embeddings
 
 
 class LunaModel(LunaPreTrainedModel):
@@ -466,6 +789,10 @@ class LunaModel(LunaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        cu_seq_lens_q: torch.IntTensor | None = None,
+        cu_seq_lens_k: torch.IntTensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LunaModelOutput:
         r"""
@@ -476,49 +803,112 @@ class LunaModel(LunaPreTrainedModel):
                 1 for tokens, 0 for padding, on either side. Without it every position is a token, also one that
                 holds `pad_token_id`.
             position_ids (`torch.LongTensor` of shape `(batch, n)`, *optional*):
-                Positions from 0. Without them the tokens of a row are counted.
+                Positions from 0. Without them the tokens of a document are counted. Where they do not rise from one
+                token of a row to the next, another document begins.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, n, hidden_size)`, *optional*):
                 Token embeddings in place of `input_ids`.
+            cu_seq_lens_q (`torch.IntTensor` of shape `(documents + 1,)`, *optional*):
+                Rows that hold several documents: where these begin and end in the batch read row by row, as
+                `DataCollatorWithFlattening(return_flash_attn_kwargs=True)` gives it. No document sees another. Each
+                has its own P: `packed_last_hidden_state` and the maps of `output_attentions` then have one row a
+                document, as if the documents were a padded batch.
+            max_length_q (`int`, *optional*):
+                Length of the longest document.
+            cu_seq_lens_k, max_length_k:
+                The same; they may be left out.
 
         Raises:
-            ValueError: for a mask of another shape, a row of more than `max_position_embeddings` tokens, or (on a
-                CPU) ids out of range.
+            ValueError: for a mask of another shape, a document of more than `max_position_embeddings` tokens, or (on a
+                CPU) ids out of range or boundaries that do not fit.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        input_shape = (input_ids if input_ids is not None else inputs_embeds).shape[:2]
-        if attention_mask is not None and attention_mask.shape != input_shape:
-            raise ValueError(
-                f"attention_mask must have the shape (batch, n) = {tuple(input_shape)}, not "
-                f"{tuple(attention_mask.shape)}: 1 for tokens, 0 for padding."
-            )
-        if attention_mask is not None:
-            attention_mask = attention_mask.bool()
-        elif input_ids is not None:
+        attention_mask, documents = prepare_rows(
+            input_ids if input_ids is not None else inputs_embeds,
+            attention_mask,
+            position_ids,
+            cu_seq_lens_q,
+            cu_seq_lens_k,
+            max_length_q,
+            max_length_k,
+        )
+        if input_ids is not None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
 
-        hidden_states, packed, slot_mask = self.embeddings(input_ids, inputs_embeds, position_ids, attention_mask)
-        pack_attention_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=packed,
-            attention_mask=attention_mask,
-            encoder_hidden_states=hidden_states,
+        hidden_states, packed, slot_mask = self.embeddings(
+            input_ids, inputs_embeds, position_ids, attention_mask, documents
         )
-        unpack_attention_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=slot_mask,
-            encoder_hidden_states=packed,
-        )
+        pack_plan, unpack_plan = self._plan_attention(hidden_states, packed, attention_mask, slot_mask, documents)
         for layer in self.layers:
             hidden_states, packed = layer(
-                hidden_states, packed, pack_attention_mask, unpack_attention_mask, attention_mask, **kwargs
+                hidden_states, packed, pack_plan, unpack_plan, attention_mask, documents, **kwargs
             )
         if self.config.normalize_before:
             hidden_states = self.final_layer_norm(hidden_states)
             packed = self.packed_final_layer_norm(packed)
         hidden_states, packed = JoinGradients.apply(hidden_states, packed)
         return LunaModelOutput(last_hidden_state=hidden_states, packed_last_hidden_state=packed)
+
+    def _plan_attention(
+        self,
+        hidden_states: torch.Tensor,
+        packed: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        slot_mask: torch.Tensor | None,
+        documents: RaggedRows | None,
+    ) -> tuple[AttentionPlan, AttentionPlan]:
+        """The layout for packing and for unpacking, the same in every layer."""
+        if is_flash_attention_requested(self.config) and (attention_mask is not None or documents is not None):
+            # Transformers would unpad the queries with the mask of the keys.
+            tokens = RaggedRows.from_mask(attention_mask) if documents is None else documents
+            slots = RaggedRows.from_mask(packed.new_ones(packed.shape[:2]).bool() if slot_mask is None else slot_mask)
+            return AttentionPlan(None, slots, tokens, varlen=True), AttentionPlan(None, tokens, slots, varlen=True)
+
+        if documents is not None:
+            attention_mask = documents.mask
+            hidden_states = hidden_states.new_empty(*documents.mask.shape, 0)  # for its shape alone
+        pack_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=packed,
+            attention_mask=attention_mask,
+            encoder_hidden_states=hidden_states,
+        )
+        unpack_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=slot_mask,
+            encoder_hidden_states=packed,
+        )
+        return AttentionPlan(pack_mask, keys=documents), AttentionPlan(unpack_mask, queries=documents)
+
+
+def prepare_rows(
+    inputs: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor | None, RaggedRows | None]:
+    """Check the mask and the boundaries of a batch (see [`LunaModel.forward`]).
+
+    Returns the mask as booleans, and the documents where a row may hold several.
+    """
+    shape = tuple(inputs.shape[:2])
+    if attention_mask is not None:
+        if attention_mask.shape != shape:
+            raise ValueError(
+                f"attention_mask must have the shape (batch, n) = {shape}, not {tuple(attention_mask.shape)}: 1 for "
+                "tokens, 0 for padding."
+            )
+        attention_mask = attention_mask.bool()
+    cu_seq_lens = cu_seq_lens_q if cu_seq_lens_q is not None else cu_seq_lens_k
+    if cu_seq_lens is not None:
+        cu_seq_lens = cu_seq_lens.to(inputs.device)
+    max_length = max_length_q if max_length_q is not None else max_length_k
+    return attention_mask, locate_documents(shape, attention_mask, position_ids, cu_seq_lens, max_length)
 
 
 class LunaLMHead(nn.Module):
@@ -594,21 +984,346 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return LunaMaskedLMOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            packed_last_hidden_state=outputs.packed_last_hidden_state,
-            packed_hidden_states=outputs.packed_hidden_states,
-            pack_attentions=outputs.pack_attentions,
+        return LunaMaskedLMOutput(loss=loss, logits=logits, **recorded_outputs(outputs))
+
+
+class LunaPackedAttentionPooling(nn.Module):
+    """The first token of a document attends to its slots of P (official `attention_classification_head`)."""
+
+    def __init__(self, config: LunaConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, first_token: torch.Tensor, packed: torch.Tensor, slot_mask: torch.Tensor | None) -> torch.Tensor:
+        query = self._split_heads(self.q_proj(first_token).unsqueeze(1))
+        key, value = self._split_heads(self.k_proj(packed)), self._split_heads(self.v_proj(packed))
+        mask = None if slot_mask is None else slot_mask[:, None, None, :]
+        context, _ = eager_attention_forward(self, query, key, value, mask, scaling=query.shape[-1] ** -0.5)
+        return self.layer_norm(self.out_proj(context.flatten(start_dim=1)))
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class LunaClassificationHead(nn.Module):
+    """One result a document: what `classifier_pooling` names, then a feed-forward network."""
+
+    def __init__(self, config: LunaConfig, num_labels: int):
+        super().__init__()
+        self.config = config
+        if config.classifier_pooling == "packed_max":
+            self.in_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        elif config.classifier_pooling == "packed_attention":
+            self.attention = LunaPackedAttentionPooling(config)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.classifier_activation]
+        self.dropout = LunaDropout(classifier_dropout(config))
+        self.out_proj = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        packed: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        documents: RaggedRows | None = None,
+    ) -> torch.Tensor:
+        """(documents, num_labels), from the last states of tokens and P."""
+        if documents is not None:
+            hidden_states, attention_mask = documents.pad(hidden_states), documents.mask
+        pooled = self.dropout(self._pool(hidden_states, packed, attention_mask))
+        return self.out_proj(self.dropout(self.activation(self.dense(pooled))))
+
+    def _pool(
+        self, hidden_states: torch.Tensor, packed: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        slot_mask = None
+        if attention_mask is not None and self.config.dynamic_projection:
+            slot_mask = used_slots(attention_mask, packed.shape[1])
+
+        if self.config.classifier_pooling == "mean":
+            if attention_mask is None:
+                return hidden_states.mean(dim=1)
+            tokens = attention_mask.unsqueeze(-1)
+            return hidden_states.masked_fill(~tokens, 0.0).sum(dim=1) / tokens.sum(dim=1).clamp(min=1)
+        if self.config.classifier_pooling == "packed_max":
+            packed = self.in_proj(packed)
+            if slot_mask is not None:
+                packed = packed.masked_fill(~slot_mask.unsqueeze(-1), torch.finfo(packed.dtype).min)
+            return packed.amax(dim=1)
+
+        if attention_mask is None or self.config.classifier_reads_first_column:
+            first_token = hidden_states[:, 0]
+        else:
+            first = attention_mask.int().argmax(dim=1)
+            first_token = hidden_states[torch.arange(len(first), device=first.device), first]
+        if self.config.classifier_pooling == "packed_attention":
+            return self.attention(first_token, packed, slot_mask)
+        return first_token
+
+
+def classifier_dropout(config: LunaConfig) -> float:
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+
+
+class LunaForSequenceClassification(LunaPreTrainedModel):
+    """Luna with a head that classifies, or gives a number for, each document."""
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.luna = LunaModel(config)
+        self.classifier = LunaClassificationHead(config, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LunaClassifierOutput:
+        r"""
+        Args:
+            input_ids, attention_mask, position_ids, inputs_embeds:
+                As in [`LunaModel.forward`]. Where a row holds several documents, each has its own logits and label.
+            labels (`torch.Tensor` of shape `(documents,)` or `(documents, num_labels)`, *optional*):
+                Classes (integers, cross entropy), with `num_labels=1` numbers (mean squared error), or for each class
+                0.0 or 1.0 (binary cross entropy). `config.problem_type` says which where that is not plain.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Divides the summed loss instead of the number of labels in this batch.
+        """
+        outputs, logits = classify_documents(
+            self,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+            num_items = kwargs.get("num_items_in_batch")
+            if num_items is not None and self.config.problem_type != "single_label_classification":
+                loss = loss * (labels.numel() / num_items)  # Transformers gives the mean here, whatever num_items is
+        return classifier_output(loss, logits, outputs)
+
+
+class LunaForMultipleChoice(LunaPreTrainedModel):
+    """Luna with a head that gives a score to each of several choices, as for RACE or CommonsenseQA."""
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config)
+        self.luna = LunaModel(config)
+        self.classifier = LunaClassificationHead(config, num_labels=1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LunaClassifierOutput:
+        r"""
+        Args:
+            input_ids, attention_mask, position_ids, inputs_embeds:
+                As in [`LunaModel.forward`], with a dimension more: `(batch, choices, n)`. Instead, the choices of a
+                question may be the documents of one row, `(batch, 1, n)`.
+            labels (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                Which choice is right, from 0.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Divides the summed loss instead of the number of labels in this batch.
+        """
+        batch_size = (input_ids if input_ids is not None else inputs_embeds).shape[0]
+        outputs, logits = classify_documents(
+            self,
+            **{
+                name: None if value is None else value.flatten(0, 1)
+                for name, value in {
+                    "input_ids": input_ids,
+                    "attention_mask": attention_mask,
+                    "position_ids": position_ids,
+                    "inputs_embeds": inputs_embeds,
+                }.items()
+            },
+            **kwargs,
+        )
+        logits = logits.view(batch_size, -1)
+        loss = None
+        if labels is not None:
+            if num_items_in_batch is None:
+                loss = nn.functional.cross_entropy(logits.float(), labels)
+            else:
+                loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum") / num_items_in_batch
+        return classifier_output(loss, logits, outputs)
+
+
+class LunaForTokenClassification(LunaPreTrainedModel):
+    """Luna with a head that classifies each token."""
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.luna = LunaModel(config)
+        self.dropout = LunaDropout(classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LunaClassifierOutput:
+        r"""
+        Args:
+            input_ids, attention_mask, position_ids, inputs_embeds:
+                As in [`LunaModel.forward`].
+            labels (`torch.LongTensor` of shape `(batch, n)`, *optional*):
+                The class of each token; -100 for those without one.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Divides the summed loss instead of the number of labels in this batch.
+        """
+        outputs = self.luna(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config, **kwargs)
+        return classifier_output(loss, logits, outputs)
+
+
+class LunaForQuestionAnswering(LunaPreTrainedModel):
+    """Luna with a head that finds where the answer to a question begins and ends."""
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config)
+        self.luna = LunaModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LunaQuestionAnsweringOutput:
+        r"""
+        Args:
+            input_ids, attention_mask, position_ids, inputs_embeds:
+                As in [`LunaModel.forward`]. Where a row holds several documents, each has its own logits and answer.
+            start_positions, end_positions (`torch.LongTensor` of shape `(documents,)`, *optional*):
+                First and last token of the answer, from 0 at the beginning of the document (of the row, where it
+                holds one; padding on the left counts there). Positions outside the row are ignored.
+        """
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        mask, documents = prepare_rows(inputs, attention_mask, position_ids, **kwargs)
+        outputs = self.luna(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.qa_outputs(outputs.last_hidden_state)
+        if documents is not None:
+            logits, mask = documents.pad(logits), documents.mask
+        if mask is not None:
+            logits = logits.masked_fill(~mask.unsqueeze(-1), torch.finfo(logits.dtype).min)
+        start_logits, end_logits = logits.unbind(dim=-1)
+
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        return LunaQuestionAnsweringOutput(
+            loss=loss, start_logits=start_logits, end_logits=end_logits, **recorded_outputs(outputs)
         )
 
 
+def classify_documents(
+    model: LunaForSequenceClassification | LunaForMultipleChoice,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[LunaModelOutput, torch.Tensor]:
+    """Run the encoder and the head; return the encoder's outputs and the logits (documents, num_labels)."""
+    inputs = input_ids if input_ids is not None else inputs_embeds
+    mask, documents = prepare_rows(inputs, attention_mask, position_ids, **kwargs)
+    outputs = model.luna(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        inputs_embeds=inputs_embeds,
+        **kwargs,
+    )
+    logits = model.classifier(outputs.last_hidden_state, outputs.packed_last_hidden_state, mask, documents)
+    return outputs, logits
+
+
+def recorded_outputs(outputs: LunaModelOutput) -> dict[str, Any]:
+    """What a head passes on of the encoder's outputs."""
+    return {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+
+
+def classifier_output(
+    loss: torch.Tensor | None, logits: torch.Tensor, outputs: LunaModelOutput
+) -> LunaClassifierOutput:
+    return LunaClassifierOutput(loss=loss, logits=logits, **recorded_outputs(outputs))
+
+
+# A saved folder carries this file and the configuration's, and names all classes in them.
+AUTO_CLASSES = {
+    "AutoModel": LunaModel,
+    "AutoModelForMaskedLM": LunaForMaskedLM,
+    "AutoModelForMultipleChoice": LunaForMultipleChoice,
+    "AutoModelForQuestionAnswering": LunaForQuestionAnswering,
+    "AutoModelForSequenceClassification": LunaForSequenceClassification,
+    "AutoModelForTokenClassification": LunaForTokenClassification,
+}
+LunaConfig.register_for_auto_class()
+for auto_class, model_class in AUTO_CLASSES.items():
+    model_class.register_for_auto_class(auto_class)
+
+
 __all__ = [
+    "LunaClassifierOutput",
     "LunaForMaskedLM",
+    "LunaForMultipleChoice",
+    "LunaForQuestionAnswering",
+    "LunaForSequenceClassification",
+    "LunaForTokenClassification",
     "LunaMaskedLMOutput",
     "LunaModel",
     "LunaModelOutput",
     "LunaPreTrainedModel",
+    "LunaQuestionAnsweringOutput",
 ]
