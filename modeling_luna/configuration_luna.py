@@ -104,6 +104,15 @@ class LunaConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = True
 
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        absent = ("k_proj", "v_proj") if self.tie_key_value else ("kv_proj",)
+        self.base_model_tp_plan = {
+            module: style
+            for module, style in type(self).base_model_tp_plan.items()
+            if module.rsplit(".", 1)[-1] not in absent
+        }
+
     def validate_architecture(self):
         """Name the field whose value cannot be; `@strict` turns the `ValueError` into its own error."""
         for field in (

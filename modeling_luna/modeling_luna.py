@@ -43,7 +43,7 @@ class LunaModelOutput(ModelOutput):
             The packed state P after the last layer, l = min(projection_length, n) (projection_length where
             `dynamic_projection` is off). A row of m < l tokens uses the first m slots; the others hold no meaning.
         hidden_states (`tuple`, with `output_hidden_states=True`):
-            The tokens after the embeddings and after each layer.
+            The tokens after the embeddings and after each layer (with pre-norm the last after the final norm).
         packed_hidden_states (`tuple`, with `output_packed_hidden_states=True`):
             P after the embeddings and after each layer (with pre-norm: before the final norm).
         attentions (`tuple`, with `output_attentions=True` and the eager implementation):
@@ -405,9 +405,7 @@ class LunaEmbeddings(nn.Module):
                 input_ids, self.word_embeddings.num_embeddings, "Do tokenizer and model belong together? input_ids"
             )
             inputs_embeds = self.word_embeddings(input_ids)
-        if position_ids is None and documents is not None:
-            position_ids = documents.positions()
-        hidden_states = inputs_embeds + self._embed_positions(inputs_embeds, position_ids, attention_mask)
+        hidden_states = inputs_embeds + self._embed_positions(inputs_embeds, position_ids, attention_mask, documents)
         hidden_states = self.dropout(self.layer_norm(hidden_states))
         if attention_mask is not None:
             hidden_states = hidden_states.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
@@ -428,12 +426,18 @@ class LunaEmbeddings(nn.Module):
         return hidden_states, packed.masked_fill(~slot_mask.unsqueeze(-1), 0.0), slot_mask
 
     def _embed_positions(
-        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        documents: RaggedRows | None,
     ) -> torch.Tensor:
         counted = position_ids is None
-        if position_ids is None and attention_mask is None:
+        if counted and documents is not None:
+            position_ids = documents.positions()
+        elif counted and attention_mask is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0)
-        elif position_ids is None:
+        elif counted:
             # Counts the tokens of each row, so that padding on either side does not move them.
             position_ids = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
         if self.config.position_embedding_type == "sinusoidal":
@@ -867,15 +871,17 @@ class LunaModel(LunaPreTrainedModel):
         if documents is not None:
             attention_mask = documents.mask
             hidden_states = hidden_states.new_empty(*documents.mask.shape, 0)  # for its shape alone
+        # All queries have the same line of the mask: one is enough, but for flex attention, which counts them.
+        queries = slice(None) if self.config._attn_implementation == "flex_attention" else slice(1)
         pack_mask = create_bidirectional_mask(
             config=self.config,
-            inputs_embeds=packed,
+            inputs_embeds=packed[:, queries],
             attention_mask=attention_mask,
             encoder_hidden_states=hidden_states,
         )
         unpack_mask = create_bidirectional_mask(
             config=self.config,
-            inputs_embeds=hidden_states,
+            inputs_embeds=hidden_states[:, queries],
             attention_mask=slot_mask,
             encoder_hidden_states=packed,
         )
@@ -1060,7 +1066,7 @@ class LunaClassificationHead(nn.Module):
             first_token = hidden_states[:, 0]
         else:
             first = attention_mask.int().argmax(dim=1)
-            first_token = hidden_states[torch.arange(len(first), device=first.device), first]
+            first_token = hidden_states[torch.arange(first.shape[0], device=first.device), first]
         if self.config.classifier_pooling == "packed_attention":
             return self.attention(first_token, packed, slot_mask)
         return first_token

@@ -6,32 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from rows import LENGTHS, SLOTS, VARIANTS, padded, random_rows
 from torch import nn
 
 from modeling_luna import LunaModel, LunaModelOutput
 from modeling_luna.modeling_luna import LunaConvolution
 
 
-SLOTS = 6
-LENGTHS = (3, SLOTS, 11)
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
-VARIANTS = {
-    "default": {},
-    "fixed": {"dynamic_projection": False},
-    "untied": {"tie_key_value": False},
-    "sinusoidal": {"position_embedding_type": "sinusoidal"},
-    "pre-norm": {"normalize_before": True},
-    "pack-heads": {"num_pack_attention_heads": 2},
-    "convolution": {"conv_kernel_size": 5},
-    "all": {
-        "dynamic_projection": False,
-        "tie_key_value": False,
-        "position_embedding_type": "sinusoidal",
-        "normalize_before": True,
-        "num_pack_attention_heads": 6,
-        "conv_kernel_size": 5,
-    },
-}
 
 
 @pytest.fixture(params=["eager", "sdpa"])
@@ -42,23 +24,6 @@ def implementation(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=VARIANTS)
 def model(request: pytest.FixtureRequest, implementation: str, tiny_model: Callable) -> LunaModel:
     return tiny_model(attn_implementation=implementation, **VARIANTS[request.param])
-
-
-def random_rows(vocab_size: int = 53) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, vocab_size, (length,), generator=generator) for length in LENGTHS]
-
-
-def padded(rows: list[torch.Tensor], side: str, extra: int, padding_id: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows as one batch (batch, n) with `extra` columns that hold padding alone, and its mask."""
-    width = max(len(row) for row in rows) + extra
-    input_ids = torch.full((len(rows), width), padding_id)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for index, row in enumerate(rows):
-        start = width - len(row) if side == "left" else 0
-        input_ids[index, start : start + len(row)] = row
-        mask[index, start : start + len(row)] = 1
-    return input_ids, mask
 
 
 def used_slots(model: LunaModel, length: int) -> int:
