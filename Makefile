@@ -1,10 +1,11 @@
-# Everything runs in .venv, which is made with $(PYTHON) when it is needed and brought up to date when
-# pyproject.toml or constraints.txt have changed.
+# Pretraining runs in .venv, tests and lint in .venv-dev. Each is made with $(PYTHON) when it is needed and brought up to
+# date when pyproject.toml or constraints.txt have changed. They are two since the built-in corpus is made of what is
+# installed, and since the packages that the tests try Luna with print lines of their own.
 
 PYTHON ?= python3.11
 ARGS ?=
-BIN := .venv/bin
 INSTALLED := .venv/installed
+INSTALLED_DEV := .venv-dev/installed
 
 .PHONY: help pretrain test test-fast lint clean
 
@@ -14,38 +15,40 @@ help:
 	@echo "make test        all tests"
 	@echo "make test-fast   the tests but for the slow ones"
 	@echo "make lint        ruff and mypy"
-	@echo "make clean       remove .venv and all caches; data/ and runs/ stay"
+	@echo "make clean       remove .venv, .venv-dev and all caches; data/ and runs/ stay"
 	@echo ""
-	@echo "The first of them makes .venv with $(PYTHON) (PYTHON=... for another: 3.11, 3.12 or 3.13)."
+	@echo "The first of them makes its environment with $(PYTHON) (PYTHON=... for another: 3.11, 3.12 or 3.13)."
 
 # One thread for each core, unless the caller has set a number.
 pretrain: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 pretrain: $(INSTALLED)
-	@$(BIN)/accelerate launch --quiet --config_file configs/accelerate/cpu.yaml pretrain/run_mlm.py configs/pretrain/demo.yaml $(ARGS)
+	@.venv/bin/accelerate launch --quiet --config_file configs/accelerate/cpu.yaml pretrain/run_mlm.py configs/pretrain/demo.yaml $(ARGS)
 
-test: $(INSTALLED)
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: $(INSTALLED_DEV)
+	@.venv-dev/bin/python -m pytest -q $(ARGS)
 
-test-fast: $(INSTALLED)
-	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+test-fast: $(INSTALLED_DEV)
+	@.venv-dev/bin/python -m pytest -q -m "not slow" $(ARGS)
 
-lint: $(INSTALLED)
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
+lint: $(INSTALLED_DEV)
+	@.venv-dev/bin/ruff check .
+	@.venv-dev/bin/ruff format --check .
+	@.venv-dev/bin/mypy
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): EXTRAS := pretrain
+$(INSTALLED_DEV): EXTRAS := pretrain,deepspeed,dev
+$(INSTALLED) $(INSTALLED_DEV): pyproject.toml constraints.txt
 	@version=$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version=none; \
 	case "$$version" in \
 	3.11|3.12|3.13) ;; \
 	none) echo "error: $(PYTHON) cannot be run. Install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python" >&2; exit 1 ;; \
 	*) echo "error: $(PYTHON) is Python $$version, but 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python" >&2; exit 1 ;; \
 	esac
-	@echo "Installing PyTorch, Transformers and the rest into .venv. The first time this takes some minutes ..."
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[pretrain,dev]"
+	@echo "Installing PyTorch, Transformers and the rest into $(@D). The first time this takes some minutes ..."
+	@$(@D)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .venv-dev .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

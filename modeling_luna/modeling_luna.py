@@ -402,7 +402,7 @@ class LunaEmbeddings(nn.Module):
         """
         if inputs_embeds is None:
             check_range(
-                input_ids, self.word_embeddings.num_embeddings, "Do tokenizer and model belong together? input_ids"
+                input_ids, self.config.vocab_size, "Do tokenizer and model belong together? input_ids"
             )
             inputs_embeds = self.word_embeddings(input_ids)
         hidden_states = inputs_embeds + self._embed_positions(inputs_embeds, position_ids, attention_mask, documents)
