@@ -20,12 +20,14 @@ from .modeling_luna import (
     LunaPreTrainedModel,
     LunaQuestionAnsweringOutput,
 )
+from .tokenization_luna import LunaTokenizer
 
 
 __version__ = "0.1.0"
 
 AutoConfig.register("luna", LunaConfig, exist_ok=True)
-AutoTokenizer.register(LunaConfig, RobertaTokenizer, exist_ok=True)
+# New models have RoBERTa's tokenizer; a folder whose tokenizer is a LunaTokenizer loads as one.
+AutoTokenizer.register(LunaConfig, RobertaTokenizer, slow_tokenizer_class=LunaTokenizer, exist_ok=True)
 for auto_class, model_class in AUTO_CLASSES.items():
     getattr(transformers, auto_class).register(LunaConfig, model_class, exist_ok=True)
 
@@ -42,4 +44,5 @@ __all__ = [
     "LunaModelOutput",
     "LunaPreTrainedModel",
     "LunaQuestionAnsweringOutput",
+    "LunaTokenizer",
 ]

@@ -63,6 +63,9 @@ class LunaConfig(PreTrainedConfig):
     """
 
     model_type = "luna"
+    # The Trainer leaves it out of the predictions, which are then the logits alone.
+    keys_to_ignore_at_inference = ["packed_last_hidden_state"]
+    base_model_fsdp_plan = {"layers.*": "free_full_weight"}
     # P keeps all heads after the pack attention, which has no output projection: it stays whole on every device.
     base_model_tp_plan = {
         "embeddings.word_embeddings": "embedding_rowwise",
@@ -107,7 +110,7 @@ class LunaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         absent = ("k_proj", "v_proj") if self.tie_key_value else ("kv_proj",)
-        self.base_model_tp_plan = {
+        self.base_model_tp_plan = {  # type: ignore[misc]
             module: style
             for module, style in type(self).base_model_tp_plan.items()
             if module.rsplit(".", 1)[-1] not in absent

@@ -455,8 +455,12 @@ class LunaEmbeddings(nn.Module):
 
 
 def used_slots(document_mask: torch.Tensor, num_slots: int) -> torch.Tensor:
-    """Which of its slots a document uses, (documents, l), where `document_mask` (documents, n) tells its tokens."""
-    return torch.arange(num_slots, device=document_mask.device) < document_mask.sum(dim=-1, keepdim=True)
+    """Which of its slots a document uses, (documents, l), where `document_mask` (documents, n) tells its tokens.
+
+    A document without a token has one slot all the same, so that whatever is computed from its slots is finite.
+    """
+    lengths = document_mask.sum(dim=-1, keepdim=True).clamp(min=1)
+    return torch.arange(num_slots, device=document_mask.device) < lengths
 
 
 def check_range(ids: torch.Tensor, limit: int, name: str):

@@ -4,10 +4,11 @@
         subprocess.run([sys.executable, "script.py"], env=hub.environment(home))
 
 `folder/datasets/ORGANISATION/NAME` is the dataset repository `ORGANISATION/NAME`, and likewise below
-`folder/models`. Files may change while it serves: the commit of `main` is a digest of the content.
+`folder/models`. Uploads go there. Files may change while it serves: the commit of `main` is a digest of the content.
 A request that it does not know gets status 501 and is listed in `unknown_requests`.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -193,15 +194,52 @@ def file_content(request: Request) -> Reply:
     return Reply(200, content, headers)
 
 
+def create_repository(request: Request) -> Reply:
+    """Makes the folder of a repository of the user, or of the organisation in its id."""
+    wanted = json.loads(request.body)
+    name = f"{wanted.get('organization') or 'tester'}/{wanted['name']}"
+    (request.hub.folder / f"{wanted.get('type') or 'model'}s" / name).mkdir(parents=True, exist_ok=True)
+    return _json({"url": f"{request.hub.endpoint}/{name}", "name": name})
+
+
+def accept_card(request: Request) -> Reply:
+    return _json({"errors": [], "warnings": []})
+
+
+def plan_upload(request: Request) -> Reply:
+    """Has every file sent within the commit, whatever its size."""
+    request.repository()
+    files = json.loads(request.body)["files"]
+    return _json({"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]})
+
+
+def commit(request: Request) -> Reply:
+    """Writes the files of a commit, which come as lines of JSON."""
+    repository = request.repository()
+    for line in request.body.splitlines():
+        entry = json.loads(line)
+        if entry["key"] == "file":
+            path = repository.folder / entry["value"]["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(base64.b64decode(entry["value"]["content"]))
+    oid = repository.commit()
+    url = f"{request.hub.endpoint}/{repository.id}/commit/{oid}"
+    return _json({"commitUrl": url, "commitOid": oid, "hookOutput": ""})
+
+
 REPOSITORY = r"(?P<id>[^/]+(?:/[^/]+)??)"
 REVISION = r"(?P<revision>[^/]+)"
 API = rf"/api/(?P<kind>models|datasets)/{REPOSITORY}"
 
-# The first match answers. Uploads would be further lines here.
+# The first match answers.
 ROUTES: list[tuple[str, Pattern[str], Callable[[Request], Reply]]] = [
     ("GET", re.compile("/api/whoami-v2"), who_am_i),
     ("GET", re.compile(rf"{API}/tree/{REVISION}(?P<path>/.*)?"), tree),
     ("POST", re.compile(rf"{API}/paths-info/{REVISION}"), paths_information),
+    ("POST", re.compile("/api/repos/create"), create_repository),
+    ("POST", re.compile("/api/validate-yaml"), accept_card),
+    ("POST", re.compile(rf"{API}/preupload/{REVISION}"), plan_upload),
+    ("POST", re.compile(rf"{API}/commit/{REVISION}"), commit),
     ("GET", re.compile(rf"{API}(?:/revision/{REVISION})?"), repository_information),
     (
         "GET",

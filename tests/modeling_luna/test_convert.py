@@ -1,0 +1,566 @@
+# Copyright 2026 The Luna for Transformers authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The converter of official checkpoints: what it reads, what it refuses, what it writes."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hub_stand_in import hub_environment, hub_stand_in
+from official_luna import FIXTURES, HEADS, convert_case
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from modeling_luna import LunaConfig, LunaForMaskedLM, LunaForMultipleChoice
+from modeling_luna import convert_luna_fairseq_to_hf as converter
+from modeling_luna.convert_luna_fairseq_to_hf import convert_checkpoint, main, official_shapes
+
+
+TIED = FIXTURES / "bert_tied"
+WITH_HEADS = FIXTURES / "bert_heads"
+SENTENCE_ENCODER = "encoder.sentence_encoder."
+
+
+def load(path: Path) -> dict[str, Any]:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True)
+
+
+@pytest.fixture
+def change(tmp_path: Path) -> Callable[..., Path]:
+    """Write a copy of a fixture's checkpoint that a function has changed."""
+
+    def write(function: Callable[[dict[str, Any]], Any], case: Path = TIED, **how_to_save) -> Path:
+        checkpoint = load(case / "checkpoint.pt")
+        function(checkpoint)
+        torch.save(checkpoint, tmp_path / "changed.pt", **how_to_save)
+        return tmp_path / "changed.pt"
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command, by default on `bert_tied`, and return its exit code and output."""
+
+    def run_main(**options: Any) -> tuple[int, str, str]:
+        defaults = {
+            "checkpoint_path": TIED / "checkpoint.pt",
+            "dict_path": TIED / "dict.txt",
+            "output_dir": tmp_path / "out",
+        }
+        merged = {name: value for name, value in (defaults | options).items() if value is not None}
+        arguments = [word for name, value in merged.items() for word in (f"--{name}", str(value))]
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_main
+
+
+@pytest.fixture
+def refused(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Callable[..., str]:
+    """Run the command, check that it refuses and writes nothing, and return its last line."""
+
+    def run_refused(**options: Any) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        code, out, error = run(**options)
+        assert code == 2
+        assert out == ""
+        assert sorted(tmp_path.rglob("*")) == before
+        assert "Traceback" not in error
+        return error.strip().splitlines()[-1]
+
+    return run_refused
+
+
+def test_command_writes_a_folder_that_loads(run: Callable, tmp_path: Path):
+    code, out, _ = run(output_dir=tmp_path / "deep" / "out")
+    assert code == 0
+    assert "LunaForMaskedLM, 24,321 parameters" in out
+    assert "Tokenizer: none" in out
+    assert "Warning" not in out
+    folder = tmp_path / "deep" / "out"
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+    assert {"config.json", "model.safetensors", "README.md", "modeling_luna.py", "configuration_luna.py"} == {
+        path.name for path in folder.iterdir()
+    }
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~current_umask()
+    weights = load(TIED / "checkpoint.pt")["model"]
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    assert isinstance(model, LunaForMaskedLM)
+    embedding = model.get_input_embeddings().weight
+    torch.testing.assert_close(embedding, weights[SENTENCE_ENCODER + "embed_tokens.weight"], atol=0.0, rtol=0.0)
+    assert model.get_output_embeddings().weight is embedding
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_card_says_what_the_model_is(run: Callable, tmp_path: Path):
+    run(checkpoint_path=WITH_HEADS / "checkpoint.pt", dict_path=WITH_HEADS / "dict.txt", head=HEADS[1])
+    card = (tmp_path / "out" / "README.md").read_text()
+    for part in ("pipeline_tag: text-classification", "`checkpoint.pt`", "`luna_base_tied_512`", HEADS[1]):
+        assert part in card
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert f"{model.num_parameters():,} parameters" in card
+
+
+def test_configuration_comes_from_the_arguments(change: Callable, tmp_path: Path):
+    def set_arguments(checkpoint: dict[str, Any]):
+        options = checkpoint["args"]
+        options.dropout, options.attention_dropout, options.activation_dropout = 0.2, 0, 0.3
+        options.activation_fn, options.pooler_activation_fn, options.pooler_dropout = "gelu_fast", "relu", 0.4
+        options.max_positions = None
+
+    path = change(set_arguments)
+    config = convert_checkpoint(path, TIED / "dict.txt", tmp_path / "out").config
+    assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.2, 0)
+    assert (config.activation_dropout, config.classifier_dropout) == (0.3, 0.4)
+    assert (config.hidden_act, config.classifier_activation) == ("gelu_pytorch_tanh", "relu")
+    assert config.max_position_embeddings == 40  # from the table
+    assert LunaConfig.from_pretrained(tmp_path / "out").to_dict() == config.to_dict() | {
+        "architectures": ["LunaForMaskedLM"],
+        "auto_map": config.auto_map,
+    }
+
+
+@pytest.mark.parametrize("official", ["gelu", "gelu_accurate", "relu", "tanh", "linear"])
+def test_activations(official: str, change: Callable, tmp_path: Path):
+    path = change(lambda checkpoint: setattr(checkpoint["args"], "activation_fn", official))
+    convert_checkpoint(path, TIED / "dict.txt", tmp_path / "out")
+    activation = LunaForMaskedLM.from_pretrained(tmp_path / "out").lm_head.activation
+    values = torch.linspace(-3, 3, 25)
+    expected = {
+        "gelu": lambda x: x * torch.special.ndtr(x),
+        "gelu_accurate": lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))),
+        "relu": lambda x: x.clamp(min=0),
+        "tanh": torch.tanh,
+        "linear": lambda x: x,
+    }
+    torch.testing.assert_close(activation(values), expected[official](values), atol=1e-6, rtol=0.0)
+
+
+def test_half_precision_weights_keep_their_values(change: Callable, tmp_path: Path):
+    def halve(checkpoint: dict[str, Any]):
+        checkpoint["model"] = {name: weight.half() for name, weight in checkpoint["model"].items()}
+
+    path = change(halve)
+    convert_checkpoint(path, TIED / "dict.txt", tmp_path / "out")
+    embedding = LunaForMaskedLM.from_pretrained(tmp_path / "out").get_input_embeddings().weight
+    assert embedding.dtype == torch.float32
+    official = load(path)["model"][SENTENCE_ENCODER + "embed_tokens.weight"]
+    torch.testing.assert_close(embedding, official.float(), atol=0.0, rtol=0.0)
+
+
+def test_reads_files_of_old_torch_and_numbers_of_numpy(change: Callable, run: Callable):
+    def set_metrics(checkpoint: dict[str, Any]):
+        checkpoint["extra_state"]["best"] = np.float64(1.5)
+
+    path = change(set_metrics, _use_new_zipfile_serialization=False)
+    assert run(checkpoint_path=path)[0] == 0
+
+
+class OfAnotherLibrary:
+    """Something that another library has allowed `torch.load` to make."""
+
+
+def test_only_fairseq_is_allowed_and_only_while_reading(change: Callable, run: Callable, tmp_path: Path):
+    path = change(lambda checkpoint: checkpoint["extra_state"].update(x=OfAnotherLibrary()))
+    with torch.serialization.safe_globals([OfAnotherLibrary]):
+        before = torch.serialization.get_safe_globals()
+        assert run()[0] == 0
+        assert set(torch.serialization.get_safe_globals()) == set(before)
+        assert argparse.Namespace not in before
+        code, _, error = run(checkpoint_path=path, output_dir=tmp_path / "second")
+        assert code == 2
+        assert "OfAnotherLibrary, which no fairseq checkpoint needs" in error
+        assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
+# Classification heads.
+
+
+def keep_heads(*names: str) -> Callable[[dict[str, Any]], None]:
+    def remove_others(checkpoint: dict[str, Any]):
+        for key in list(checkpoint["model"]):
+            if key.startswith("classification_heads.") and key.split(".")[1] not in names:
+                del checkpoint["model"][key]
+
+    return remove_others
+
+
+def test_several_heads_are_listed(refused: Callable):
+    error = refused(checkpoint_path=WITH_HEADS / "checkpoint.pt", dict_path=WITH_HEADS / "dict.txt")
+    assert f"--head ({', '.join(HEADS)})" in error
+    error = refused(checkpoint_path=WITH_HEADS / "checkpoint.pt", dict_path=WITH_HEADS / "dict.txt", head="other")
+    assert f"no head 'other'; it has {', '.join(HEADS)}" in error
+    assert "it has none" in refused(head="other")
+
+
+@pytest.mark.parametrize(("head", "pooling"), [*zip(HEADS, ("cls", "packed_max", "packed_attention"), strict=True)])
+def test_a_single_head_needs_no_option(head: str, pooling: str, change: Callable, run: Callable, tmp_path: Path):
+    path = change(keep_heads(head), WITH_HEADS)
+    code, out, _ = run(checkpoint_path=path, dict_path=WITH_HEADS / "dict.txt")
+    assert code == 0
+    assert f"head {head} (3 outputs, pooling {pooling})" in out
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config
+    assert (config.classifier_pooling, config.num_labels) == (pooling, 3)
+    assert config.classifier_reads_first_column
+    assert config.problem_type == "single_label_classification"
+    assert config.classifier_dropout == 0.0
+
+
+def test_any_other_name_is_a_head_that_reads_the_first_token(change: Callable, tmp_path: Path):
+    def rename(checkpoint: dict[str, Any]):
+        keep_heads(HEADS[0])(checkpoint)
+        weights = checkpoint["model"]
+        checkpoint["model"] = {name.replace(HEADS[0], "sentence_HEAD\\1"): value for name, value in weights.items()}
+
+    path = change(rename, WITH_HEADS)
+    conversion = convert_checkpoint(path, WITH_HEADS / "dict.txt", tmp_path / "out")
+    assert conversion.head == "sentence_HEAD\\1"
+    assert conversion.config.classifier_pooling == "cls"
+
+
+def test_regression_and_multiple_choice(change: Callable, tmp_path: Path):
+    def one_output(checkpoint: dict[str, Any]):
+        keep_heads(HEADS[0])(checkpoint)
+        checkpoint["args"].regression_target = True
+        for name in ("weight", "bias"):
+            key = f"classification_heads.{HEADS[0]}.out_proj.{name}"
+            checkpoint["model"][key] = checkpoint["model"][key][:1]
+
+    path = change(one_output, WITH_HEADS)
+    config = convert_checkpoint(path, WITH_HEADS / "dict.txt", tmp_path / "out").config
+    assert (config.num_labels, config.problem_type) == (1, "regression")
+    _, information = LunaForMultipleChoice.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not information["missing_keys"] and not information["unexpected_keys"]
+
+
+def test_heads_are_checked_even_where_they_are_left_out(change: Callable, refused: Callable):
+    key = f"classification_heads.{HEADS[2]}.attn.q_proj.bias"
+    path = change(lambda checkpoint: checkpoint["model"].pop(key), WITH_HEADS)
+    assert f"missing: {key}" in refused(checkpoint_path=path, dict_path=WITH_HEADS / "dict.txt", head="none")
+
+
+def test_names_of_labels(run: Callable, refused: Callable, tmp_path: Path):
+    labels = tmp_path / "labels.txt"
+    options = {
+        "checkpoint_path": WITH_HEADS / "checkpoint.pt",
+        "dict_path": WITH_HEADS / "dict.txt",
+        "label_dict_path": labels,
+    }
+    labels.write_text("no 9\nyes 8\n")
+    assert "has 2 labels, but the head cls_classification_head has 3" in refused(head=HEADS[0], **options)
+    labels.write_text("no 9\nyes 8\nperhaps 7\nmadeupword0000 0\n")
+    assert "--label_dict_path is for" in refused(head="none", **options)
+    assert run(head=HEADS[0], **options)[0] == 0
+    config = LunaConfig.from_pretrained(tmp_path / "out")
+    assert config.id2label == {0: "no", 1: "yes", 2: "perhaps"}
+    assert config.label2id == {"no": 0, "yes": 1, "perhaps": 2}
+
+
+# The convention of the norms.
+
+
+def test_layernorm_convention(tmp_path: Path):
+    plus_one = FIXTURES / "bert_tied_HEAD_layernorm_plus1"
+    conversion = convert_case(plus_one.name, tmp_path / "out")
+    assert conversion.conversion.notes == []
+    state_dict = conversion.model().state_dict()
+    official = load(plus_one / "checkpoint.pt")["model"]
+    norms = [name for name in official if "norm" in name and name.endswith("weight")]
+    ours = {converter.official_name(name): value for name, value in state_dict.items()}
+    assert len(norms) == 2 + 3 * 2 + 1
+    for name, value in ours.items():
+        torch.testing.assert_close(value, official[name] + (name in norms), atol=0.0, rtol=0.0)
+
+
+def test_the_other_layernorm_convention_is_noticed(run: Callable, tmp_path: Path):
+    plus_one = FIXTURES / "bert_tied_HEAD_layernorm_plus1"
+    code, out, _ = run(checkpoint_path=plus_one / "checkpoint.pt", dict_path=plus_one / "dict.txt")
+    assert code == 0
+    assert "Warning: the weights of the layer norms" in out and "--layernorm plus_one" in out
+    code, out, _ = run(layernorm="plus_one", output_dir=tmp_path / "other")
+    assert code == 0
+    assert "need --layernorm standard" in out
+
+
+# What is refused.
+
+
+def test_dictionary_is_required(refused: Callable):
+    assert "--dict_path is required: only the dictionary tells" in refused(dict_path=None)
+
+
+@pytest.mark.parametrize(
+    ("line", "number", "message"),
+    [
+        ("13 5", 61, "'13' is already in line "),
+        ("<pad> 5", 61, "'<pad>' is already among the special symbols"),
+        ("alone", 61, "expected '<symbol> <count>'"),
+        ("word five", 61, "expected '<symbol> <count>'"),
+        (" 5", 61, "expected '<symbol> <count>'"),
+        ("", 61, "expected '<symbol> <count>'"),
+    ],
+)
+def test_wrong_lines_of_the_dictionary(line: str, number: int, message: str, refused: Callable, tmp_path: Path):
+    path = tmp_path / "dict.txt"
+    lines = (TIED / "dict.txt").read_text().splitlines()
+    if "13 " not in "\n".join(lines):
+        lines[0] = "13 7"
+    path.write_text("\n".join([*lines, line]) + "\n")
+    error = refused(dict_path=path)
+    assert f"{path}, line {number}: " in error and message in error
+
+
+def test_dictionary_of_another_size(refused: Callable, run: Callable, tmp_path: Path):
+    lines = (TIED / "dict.txt").read_text().splitlines()
+    path = tmp_path / "dict.txt"
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    error = refused(dict_path=path)
+    assert "gives 64 symbols" in error and "embeddings for 65" in error
+    # A symbol may replace one that is there, if it says so; and <mask> is added only where it is missing.
+    path.write_text("\n".join([*lines[:-1], f"{lines[0]} #fairseq:overwrite"]))
+    assert run(dict_path=path)[0] == 0
+    path.write_text("\n".join([*lines, "<mask> 1"]))
+    assert run(dict_path=path, output_dir=tmp_path / "second")[0] == 0
+    assert "No such file" in refused(dict_path=tmp_path / "nowhere", output_dir=tmp_path / "third")
+
+
+def without(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda checkpoint: checkpoint["model"].pop(key)
+
+
+def with_weight(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda checkpoint: checkpoint["model"].__setitem__(key, value)
+
+
+def with_argument(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda checkpoint: setattr(checkpoint["args"], name, value)
+
+
+def poison(checkpoint: dict[str, Any]):
+    checkpoint["model"][SENTENCE_ENCODER + "layers.1.fc1.bias"][3] = torch.nan
+
+
+def untie(checkpoint: dict[str, Any]):
+    checkpoint["model"]["encoder.lm_head.weight"] = checkpoint["model"]["encoder.lm_head.weight"] + 1
+
+
+def later_fairseq(checkpoint: dict[str, Any]):
+    checkpoint["cfg"] = {"model": vars(checkpoint["args"])}
+    checkpoint["args"] = None
+
+
+def many_unknown(checkpoint: dict[str, Any]):
+    checkpoint["model"] |= {f"encoder.extra.{i}": torch.zeros(1) for i in range(30)}
+
+
+FC1 = SENTENCE_ENCODER + "layers.1.fc1.weight"
+DAMAGES = {
+    "a key is missing": (without(FC1), f"missing: {FC1}."),
+    "a layer's attention is missing": (
+        without(SENTENCE_ENCODER + "layers.0.self_attn.pc_proj.weight"),
+        "missing: encoder.sentence_encoder.layers.0.self_attn.pc_proj.weight.",
+    ),
+    "the embedding is missing": (without(SENTENCE_ENCODER + "embed_tokens.weight"), "embed_tokens.weight"),
+    "P is missing": (without(SENTENCE_ENCODER + "projected_embeddings"), "projected_embeddings"),
+    "a key is unknown": (with_weight("encoder.extra", torch.zeros(1)), "unknown: encoder.extra."),
+    "many keys are unknown": (many_unknown, "encoder.extra.7 and 22 more."),
+    "another shape": (with_weight(FC1, torch.zeros(2, 3)), f"{FC1} (found (2, 3), expected (64, 32))"),
+    "fewer positions": (
+        with_weight(SENTENCE_ENCODER + "embed_positions.weight", torch.zeros(30, 32)),
+        "embed_positions.weight (found (30, 32), expected (42, 32))",
+    ),
+    "not a number": (poison, "not finite: encoder.sentence_encoder.layers.1.fc1.bias."),
+    "integers": (with_weight(FC1, torch.zeros(64, 32, dtype=torch.int64)), f"floating point: {FC1}."),
+    "not a tensor": (with_weight(FC1, "text"), f"floating point: {FC1}."),
+    "a tensor without values": (with_weight(FC1, torch.zeros(64, 32, device="meta")), f"floating point: {FC1}."),
+    "embeddings that should be one": (untie, "differ, but the checkpoint's args say that they are one"),
+    "untied by the arguments": (with_argument("untie_luna_kv", True), "missing: encoder"),
+    "more layers by the arguments": (with_argument("encoder_layers", 3), "layers.2."),
+    "a billion layers": (with_argument("encoder_layers", 10**9), "encoder_layers = 1000000000"),
+    "other sizes by the arguments": (with_argument("encoder_ffn_embed_dim", 128), "expected (128, 32)"),
+    "heads that do not divide": (with_argument("encoder_attention_heads", 5), "must be a multiple of"),
+    "a size that is text": (with_argument("encoder_embed_dim", "32"), "encoder_embed_dim = '32', which cannot be"),
+    "an unknown activation": (with_argument("activation_fn", "magic"), "activation_fn = 'magic'"),
+    "no arguments": (lambda checkpoint: checkpoint.pop("args"), "'args' are not the options"),
+    "arguments without the sizes": (
+        lambda checkpoint: checkpoint.update(args=argparse.Namespace(arch="luna_base_512")),
+        "args lack encoder_layers",
+    ),
+    "options of later fairseq": (later_fairseq, "options in 'cfg'"),
+    "no weights": (lambda checkpoint: checkpoint.pop("model"), "it has no 'model'"),
+    "translation": (with_weight("decoder.embed_tokens.weight", torch.zeros(1)), "is an encoder-decoder"),
+    "Long Range Arena": (with_weight("encoder.encoder.embed_tokens.weight", torch.zeros(1)), "Long Range Arena"),
+    "RoBERTa": (
+        with_argument("arch", "roberta_base"),
+        "(architecture roberta_base, task masked_lm) is not a masked-LM",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_checkpoints_that_do_not_fit(damage: str, change: Callable, refused: Callable):
+    function, message = DAMAGES[damage]
+    assert message in refused(checkpoint_path=change(function))
+
+
+class Harmful:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_code_in_a_checkpoint_is_not_executed(as_zip: bool, change: Callable, refused: Callable, tmp_path: Path):
+    traces = tmp_path / "traces"
+    path = change(
+        lambda checkpoint: checkpoint["extra_state"].update(x=Harmful(traces)),
+        _use_new_zipfile_serialization=as_zip,
+    )
+    error = refused(checkpoint_path=path)
+    assert f"holds {os.system.__module__}.system, which no fairseq checkpoint needs" in error
+    assert "Nothing in it was executed" in error
+    assert not traces.exists()
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+@pytest.mark.parametrize("kept", [0, 100, 20_000, -1])
+def test_truncated_files(as_zip: bool, kept: int, change: Callable, refused: Callable):
+    path = change(lambda checkpoint: None, _use_new_zipfile_serialization=as_zip)
+    path.write_bytes(path.read_bytes()[:kept])
+    assert f"{path} is damaged, truncated or not a fairseq checkpoint" in refused(checkpoint_path=path)
+
+
+def test_files_that_are_no_checkpoints(refused: Callable, tmp_path: Path):
+    assert "is damaged, truncated or not a fairseq checkpoint" in refused(checkpoint_path=TIED / "dict.txt")
+    tensor = tmp_path / "tensor.pt"
+    torch.save(torch.zeros(3), tensor)
+    assert "it has no 'model'" in refused(checkpoint_path=tensor)
+    assert f"{tmp_path} is not a file" in refused(checkpoint_path=tmp_path)
+    assert f"{tmp_path / 'nowhere.pt'} is not a file" in refused(checkpoint_path=tmp_path / "nowhere.pt")
+
+
+def test_output_folder_must_be_new_or_empty(refused: Callable, run: Callable, tmp_path: Path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "precious").write_text("kept")
+    assert f"{folder} exists and is not an empty folder" in refused()
+    assert "is not an empty folder" in refused(output_dir=folder / "precious")
+    assert "Cannot write" in refused(output_dir=folder / "precious" / "below")
+    (folder / "precious").unlink()
+    assert run()[0] == 0
+    assert (folder / "config.json").is_file()
+
+
+def fail_to_save(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("name", "replacement", "message"),
+    [
+        ("model_card", fail_to_save, "No space left on device"),
+        ("same_bits", lambda first, second: first.shape == (65, 32), "does not read back as it should: luna."),
+    ],
+)
+def test_nothing_is_left_of_a_conversion_that_fails(
+    name: str, replacement: Callable, message: str, refused: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(converter, name, replacement)
+    assert message in refused()
+
+
+# The Hub.
+
+
+@pytest.mark.slow
+def test_upload(subprocess_environment: dict[str, str], tmp_path: Path):
+    def upload(environment: dict[str, str], output_dir: str, repo_id: str) -> subprocess.CompletedProcess[str]:
+        files = ["--checkpoint_path", TIED / "checkpoint.pt", "--dict_path", TIED / "dict.txt"]
+        return subprocess.run(
+            [sys.executable, "-m", "modeling_luna.convert_luna_fairseq_to_hf", *files]
+            + ["--output_dir", tmp_path / output_dir, "--push_to_hub", repo_id],
+            env=environment | {"PYTHONPATH": subprocess_environment["PYTHONPATH"], "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    with hub_stand_in(tmp_path / "hub") as hub:
+        done = upload(hub.environment(tmp_path / "home"), "first", "moon/luna")
+        assert done.returncode == 0, done.stderr
+        assert f"Uploaded to {hub.endpoint}/moon/luna" in done.stdout
+        assert hub.unknown_requests == []
+        uploaded, folder = tmp_path / "hub" / "models" / "moon" / "luna", tmp_path / "first"
+        assert {path.name: path.read_bytes() for path in uploaded.iterdir()} == {
+            path.name: path.read_bytes() for path in folder.iterdir()
+        }
+        done = upload(hub.environment(tmp_path / "home"), "no", "not/an/id")
+        assert done.returncode == 2
+        assert not (tmp_path / "no").exists()
+        closed = hub.endpoint
+
+    done = upload(hub_environment(closed, tmp_path / "home"), "second", "moon/luna")
+    assert done.returncode == 1
+    assert "The folder is kept" in done.stderr
+    assert (tmp_path / "second" / "model.safetensors").is_file()
+
+
+# Memory.
+
+CONVERT_AND_MEASURE = """
+import resource, sys
+from modeling_luna.convert_luna_fairseq_to_hf import main
+code = main(sys.argv[1:])
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_the_base_model(subprocess_environment: dict[str, str], tmp_path: Path):
+    weights = {name: torch.full(shape, 0.5) for name, shape in official_shapes(LunaConfig(), {}).items()}
+    weights["encoder.lm_head.weight"] = weights[SENTENCE_ENCODER + "embed_tokens.weight"]
+    options = load(TIED / "checkpoint.pt")["args"]
+    vars(options).update(
+        encoder_layers=12, encoder_embed_dim=768, encoder_ffn_embed_dim=3072, encoder_attention_heads=12
+    )
+    vars(options).update(projection_length=128, max_positions=512)
+    # fairseq keeps the state of the optimizer in the same file.
+    state = {"exp_avg": torch.zeros(131_902_041)}
+    torch.save({"args": options, "model": weights, "last_optimizer_state": state}, tmp_path / "model.pt")
+    del weights, state
+    (tmp_path / "dict.txt").write_text("".join(f"{i} 0\n" for i in range(50_260)))
+
+    done = subprocess.run(
+        [sys.executable, "-c", CONVERT_AND_MEASURE]
+        + ["--checkpoint_path", tmp_path / "model.pt", "--dict_path", tmp_path / "dict.txt"]
+        + ["--output_dir", tmp_path / "out"],
+        env=subprocess_environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "131,902,041 parameters" in done.stdout
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = int(done.stdout.split("peak ")[1]) * unit
+    assert 500e6 < peak < 2 * 2**30, f"{peak / 2**30:.2f} GiB"
