@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from flash_emulation import use_flash_attention
 from rows import LENGTHS, SLOTS, VARIANTS, padded, random_rows
 from torch import nn
 
@@ -16,14 +17,20 @@ from modeling_luna.modeling_luna import LunaConvolution
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-@pytest.fixture(params=["eager", "sdpa"])
+@pytest.fixture(params=["eager", "sdpa", "flash_attention_2"])
 def implementation(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(params=VARIANTS)
-def model(request: pytest.FixtureRequest, implementation: str, tiny_model: Callable) -> LunaModel:
-    return tiny_model(attn_implementation=implementation, **VARIANTS[request.param])
+def model(
+    request: pytest.FixtureRequest, implementation: str, tiny_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> LunaModel:
+    if implementation != "flash_attention_2":
+        return tiny_model(attn_implementation=implementation, **VARIANTS[request.param])
+    model = tiny_model(**VARIANTS[request.param])
+    use_flash_attention(model, monkeypatch)
+    return model
 
 
 def used_slots(model: LunaModel, length: int) -> int:
@@ -120,22 +127,37 @@ def test_batch_of_masked_rows_is_finite(model: LunaModel):
 
 
 @pytest.mark.parametrize("side", ["right", "left", None])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_eager_equals_sdpa(tiny_model: Callable, variant: str, side: str | None):
+def test_implementation_equals_eager(
+    model: LunaModel, tiny_model: Callable, request: pytest.FixtureRequest, side: str | None
+):
+    variant = request.node.callspec.params["model"]
     input_ids, mask = padded(random_rows(), side or "right", extra=2)
     results = []
-    for implementation in ("eager", "sdpa"):
-        model = tiny_model(attn_implementation=implementation, **VARIANTS[variant])
-        outputs = model(
+    for run in (tiny_model(attn_implementation="eager", **VARIANTS[variant]), model):
+        outputs = run(
             input_ids,
             attention_mask=mask if side else None,
             output_hidden_states=True,
             output_packed_hidden_states=True,
         )
         outputs.last_hidden_state[mask.bool()].pow(3).mean().backward()
-        gradients = [parameter.grad for parameter in model.parameters()]
-        results.append((outputs.hidden_states, outputs.packed_hidden_states, gradients))
+        gradients = [parameter.grad for parameter in run.parameters()]
+        tokens = [states[mask.bool()] for states in outputs.hidden_states]
+        slots = torch.arange(SLOTS) < mask.sum(dim=1, keepdim=True) if side and run.config.dynamic_projection else ...
+        results.append((tokens, [states[slots] for states in outputs.packed_hidden_states], gradients))
     torch.testing.assert_close(*results, **TOLERANCE)
+
+
+@pytest.mark.slow  # the kernel is compiled for each shape
+@torch.no_grad()
+@pytest.mark.parametrize(("variant", "side"), [("default", "left"), ("fixed", "right"), ("all", "left")])
+def test_flex_attention_equals_eager(tiny_model: Callable, variant: str, side: str):
+    input_ids, mask = padded(random_rows(), side, extra=2)
+    states = [
+        tiny_model(attn_implementation=implementation, **VARIANTS[variant])(input_ids, attention_mask=mask)
+        for implementation in ("eager", "flex_attention")
+    ]
+    torch.testing.assert_close(*(s.last_hidden_state[mask.bool()] for s in states), **TOLERANCE)
 
 
 @torch.no_grad()
