@@ -252,6 +252,19 @@ def test_given_positions_count_beside_boundaries(build: Callable):
 
 
 @torch.no_grad()
+def test_a_row_begins_a_document_whatever_its_positions(build: Callable):
+    model = build("sdpa")
+    input_ids = torch.arange(5, 15).view(2, 5)
+    position_ids = torch.tensor([[0, 1, 2, 0, 1], [2, 3, 4, 0, 1]])
+    result = model(input_ids, position_ids=position_ids)
+    assert result.packed_last_hidden_state.shape[0] == 4
+    for row, (start, end) in ((0, (0, 3)), (0, (3, 5)), (1, (0, 3)), (1, (3, 5))):
+        place = (slice(row, row + 1), slice(start, end))
+        expected = model(input_ids[place], position_ids=position_ids[place]).last_hidden_state
+        torch.testing.assert_close(result.last_hidden_state[place], expected, **TOLERANCE)
+
+
+@torch.no_grad()
 def test_a_longer_max_length_changes_nothing_that_counts(build: Callable):
     rows = random_rows((3, 4))
     model = build("sdpa")
