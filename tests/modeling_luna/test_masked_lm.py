@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rows import padded, random_rows
 from torch import nn
 
 from modeling_luna import LunaForMaskedLM
@@ -90,6 +91,58 @@ def test_batch_without_labels_adds_nothing(tiny_model: Callable, batch: dict, sp
     assert loss.item() == 0.0
     loss.backward()
     assert all(gradient.eq(0).all() for gradient in gradients(model).values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_row_alone_equals_row_in_a_batch(tiny_model: Callable, implementation: str, side: str):
+    model = tiny_model(LunaForMaskedLM, implementation)
+    rows = random_rows()
+    input_ids, mask = padded(rows, side, extra=3)
+    logits = model(input_ids, attention_mask=mask).logits
+    for index, row in enumerate(rows):
+        alone = model(row.unsqueeze(0)).logits[0]
+        torch.testing.assert_close(logits[index][mask[index].bool()], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_more_padding_changes_neither_loss_nor_gradients(tiny_model: Callable, batch: dict, sparse: bool):
+    results = []
+    for columns in (0, 7):
+        model = tiny_model(LunaForMaskedLM, sparse_prediction=sparse)
+        fillers = {"input_ids": 1, "attention_mask": 0, "labels": -100}
+        loss = model(
+            **{name: nn.functional.pad(batch[name], (0, columns), value=fillers[name]) for name in batch}
+        ).loss
+        loss.backward()
+        results.append((loss, gradients(model)))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_fully_masked_row_is_finite_and_harmless(tiny_model: Callable, batch: dict, sparse: bool):
+    """It has no labels, and the loss is that of the other row."""
+    model = tiny_model(LunaForMaskedLM, sparse_prediction=sparse)
+    expected = model(**{name: tensor[:1] for name, tensor in batch.items()}).loss
+    batch["attention_mask"][1] = 0
+    batch["labels"][1] = -100
+    loss = model(**batch).loss
+    torch.testing.assert_close(loss, expected, **TOLERANCE)
+    loss.backward()
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sparse", [False, True])
+def test_loss_of_a_bfloat16_model_has_the_resolution_of_float32(tiny_model: Callable, batch: dict, sparse: bool):
+    model = tiny_model(LunaForMaskedLM, sparse_prediction=sparse).bfloat16()
+    outputs = model(**batch)
+    assert outputs.logits.dtype == torch.bfloat16
+    assert outputs.loss.dtype == torch.float32
+    logits = outputs.logits if sparse else outputs.logits[batch["labels"] != -100]
+    expected = nn.functional.cross_entropy(logits.double(), batch["labels"][batch["labels"] != -100])
+    assert outputs.loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def is_tied(model: LunaForMaskedLM) -> bool:
