@@ -731,12 +731,23 @@ class LunaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, LunaConvolution):
             init.dirac_(module.weight, groups=module.groups)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs,
+    ):
         """Save as every Transformers model does; beside the weights lies the code, for `trust_remote_code=True`."""
         self.config.auto_map = {"AutoConfig": class_reference(LunaConfig)} | {
             auto_class: class_reference(model_class) for auto_class, model_class in AUTO_CLASSES.items()
         }
-        super().save_pretrained(save_directory, **kwargs)
+        # Transformers tells tied weights by their memory, which is no longer one where shards were gathered.
+        state_dict = dict(self.state_dict() if state_dict is None else state_dict)
+        for target, source in self.all_tied_weights_keys.items():
+            if state_dict.keys() >= {target, source} and self.get_parameter(target) is self.get_parameter(source):
+                del state_dict[target]
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def get_position_embeddings(self) -> nn.Embedding | None:
         """The table of learned positions, with `pad_token_id + 1` rows before the first position, or None."""
