@@ -4,6 +4,7 @@
 
 PYTHON ?= python3.11
 ARGS ?=
+JOBS ?= 2
 INSTALLED := .venv/installed
 INSTALLED_DEV := .venv-dev/installed
 
@@ -12,7 +13,7 @@ INSTALLED_DEV := .venv-dev/installed
 help:
 	@echo "make pretrain    pretrain a small Luna on this computer's CPU: configs/pretrain/demo.yaml;"
 	@echo "                 ARGS=\"--key value ...\" changes keys of it"
-	@echo "make test        all tests"
+	@echo "make test        all tests, in JOBS=2 processes"
 	@echo "make test-fast   the tests but for the slow ones"
 	@echo "make lint        ruff and mypy"
 	@echo "make clean       remove .venv, .venv-dev and all caches; data/ and runs/ stay"
@@ -24,11 +25,13 @@ pretrain: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCE
 pretrain: $(INSTALLED)
 	@.venv/bin/accelerate launch --quiet --config_file configs/accelerate/cpu.yaml pretrain/run_mlm.py configs/pretrain/demo.yaml $(ARGS)
 
+# Two processes with one thread each; the tests of a file stay in one of them, since they share what they set up.
+test test-fast: export OMP_NUM_THREADS := 1
 test: $(INSTALLED_DEV)
-	@.venv-dev/bin/python -m pytest -q $(ARGS)
+	@.venv-dev/bin/python -m pytest -q -n $(JOBS) --dist loadscope $(ARGS)
 
 test-fast: $(INSTALLED_DEV)
-	@.venv-dev/bin/python -m pytest -q -m "not slow" $(ARGS)
+	@.venv-dev/bin/python -m pytest -q -n $(JOBS) --dist loadscope -m "not slow" $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	@.venv-dev/bin/ruff check .
