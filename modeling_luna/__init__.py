@@ -3,7 +3,7 @@
 """Luna for Hugging Face Transformers. Importing this package makes the Auto classes know Luna."""
 
 import transformers
-from transformers import AutoConfig, AutoTokenizer, RobertaTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from .configuration_luna import LunaConfig
 from .modeling_luna import (
@@ -26,10 +26,19 @@ from .tokenization_luna import LunaTokenizer
 __version__ = "0.1.0"
 
 AutoConfig.register("luna", LunaConfig, exist_ok=True)
-# New models have RoBERTa's tokenizer; a folder whose tokenizer is a LunaTokenizer loads as one.
-AutoTokenizer.register(LunaConfig, RobertaTokenizer, slow_tokenizer_class=LunaTokenizer, exist_ok=True)
 for auto_class, model_class in AUTO_CLASSES.items():
     getattr(transformers, auto_class).register(LunaConfig, model_class, exist_ok=True)
+
+
+class NoModelConfig(PreTrainedConfig):
+    """Stands where AutoTokenizer wants a configuration for `LunaTokenizer`.
+
+    Registered for `LunaConfig` itself, it would give way to the code in a folder under `trust_remote_code=True`.
+    """
+
+
+AutoTokenizer.register(NoModelConfig, slow_tokenizer_class=LunaTokenizer, exist_ok=True)
+
 
 __all__ = [
     "LunaClassifierOutput",

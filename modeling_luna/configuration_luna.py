@@ -106,6 +106,8 @@ class LunaConfig(PreTrainedConfig):
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = True
+    # For a folder whose tokenizer_config.json names no class.
+    tokenizer_class: str | None = "RobertaTokenizer"
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -401,9 +401,7 @@ class LunaEmbeddings(nn.Module):
         Without `documents` every row of the batch is one.
         """
         if inputs_embeds is None:
-            check_range(
-                input_ids, self.config.vocab_size, "Do tokenizer and model belong together? input_ids"
-            )
+            check_range(input_ids, self.config.vocab_size, "Do tokenizer and model belong together? input_ids")
             inputs_embeds = self.word_embeddings(input_ids)
         hidden_states = inputs_embeds + self._embed_positions(inputs_embeds, position_ids, attention_mask, documents)
         hidden_states = self.dropout(self.layer_norm(hidden_states))

@@ -93,7 +93,7 @@ def dimensions(names: dict) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("page", ["model.md", "heads.md"])
+@pytest.mark.parametrize("page", ["model.md", "heads.md", pytest.param("exporting.md", marks=pytest.mark.slow)])
 def test_examples(page: str, demo_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(demo_folder)
     with torch.random.fork_rng():

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
     AutoTokenizer,
     RobertaTokenizer,
     pipeline,
 )
 
-from modeling_luna import LunaConfig, LunaForMaskedLM, LunaModel
+from modeling_luna import LunaConfig, LunaForMaskedLM, LunaForSequenceClassification, LunaModel
+from modeling_luna.modeling_luna import AUTO_CLASSES
 
 
 SENTENCE = "Luna packs the tokens of a <mask> into a few slots."
@@ -68,9 +69,8 @@ def test_fresh_process(saved_folder: Path, subprocess_environment: dict[str, str
     ("auto_class", "expected"),
     [
         (AutoConfig, LunaConfig),
-        (AutoModel, LunaModel),
-        (AutoModelForMaskedLM, LunaForMaskedLM),
         (AutoTokenizer, RobertaTokenizer),
+        *((getattr(transformers, name), model_class) for name, model_class in AUTO_CLASSES.items()),
     ],
 )
 def test_auto_class(saved_folder: Path, auto_class: type, expected: type):
@@ -204,3 +204,100 @@ def test_implementation_may_change_after_construction(saved_folder: Path):
         outputs = model(input_ids, output_attentions=True)
     torch.testing.assert_close(outputs.last_hidden_state, expected, atol=1e-5, rtol=1e-5)
     assert len(outputs.attentions) == 2
+
+
+META_KINDS = [
+    (LunaModel, {"conv_kernel_size": 3}),
+    (LunaForMaskedLM, {"position_embedding_type": "sinusoidal", "normalize_before": True}),
+    (LunaForSequenceClassification, {"classifier_pooling": "packed_attention"}),
+]
+
+
+def forget_initialization(model: torch.nn.Module):
+    """Transformers marks what it has initialised, and leaves it alone from then on."""
+    for part in (*model.modules(), *model.parameters()):
+        part._is_hf_initialized = False
+
+
+@pytest.mark.parametrize(("model_class", "fields"), META_KINDS)
+def test_initialisation_from_the_meta_device(tiny_config: Callable, model_class: type, fields: dict):
+    """Every parameter gets its value, and the same one as in a model that was never on the meta device."""
+    config = tiny_config(**fields)
+    with torch.device("meta"):
+        model = model_class(config)
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    states = []
+    for each in (model, model_class(config)):
+        forget_initialization(each)
+        torch.manual_seed(5)
+        each.init_weights()
+        states.append(each.state_dict())
+    torch.testing.assert_close(*states, atol=0, rtol=0)
+    assert all(value.isfinite().all() for value in states[0].values())
+
+
+@pytest.mark.parametrize(("model_class", "fields"), META_KINDS)
+def test_missing_weights_are_reproducible(tiny_config: Callable, model_class: type, fields: dict):
+    """Loading builds on the meta device and initialises what the file lacks: here, everything."""
+    states = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        states.append(model_class.from_pretrained(None, config=tiny_config(**fields), state_dict={}).state_dict())
+    torch.testing.assert_close(states[0], states[1], atol=0, rtol=0)
+    matrices = [name for name, value in states[0].items() if value.ndim == 2]
+    assert len(matrices) > 10
+    assert not any(torch.equal(states[0][name], states[2][name]) for name in matrices)
+
+
+def is_tied(model: LunaForMaskedLM) -> bool:
+    return model.lm_head.decoder.weight is model.luna.embeddings.word_embeddings.weight
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        ({"new_num_tokens": 60}, 60),
+        ({"new_num_tokens": 50}, 50),
+        ({"pad_to_multiple_of": 16}, 64),
+        ({"new_num_tokens": 57, "pad_to_multiple_of": 8}, 64),
+    ],
+)
+def test_resized_embeddings(tiny_model: Callable, tmp_path: Path, arguments: dict, size: int, tied: bool):
+    """Table and decoder keep their first rows, remain tied, and are in the file once where they are."""
+    model = tiny_model(LunaForMaskedLM, tie_word_embeddings=tied)
+    input_ids = torch.arange(3, 15).view(2, 6)
+    kept = min(size, 53)
+    with torch.no_grad():
+        expected = model(input_ids).logits[..., :kept]
+        model.resize_token_embeddings(**arguments)
+        logits = model(input_ids).logits
+    torch.testing.assert_close(logits[..., :kept], expected, atol=1e-5, rtol=1e-5)
+    assert logits.shape[-1] == size == model.config.vocab_size
+    assert is_tied(model) == tied
+    assert model.luna.embeddings.word_embeddings.padding_idx == model.config.pad_token_id
+
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert ("lm_head.decoder.weight" in stored) != tied
+    assert stored["luna.embeddings.word_embeddings.weight"].shape[0] == stored["lm_head.decoder.bias"].shape[0] == size
+    loaded, report = LunaForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert is_tied(loaded) == tied
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids).logits, logits, atol=1e-5, rtol=1e-5)
+    loaded.train()(input_ids, labels=input_ids).loss.backward()
+    assert loaded.lm_head.decoder.weight.grad.shape == (size, 24)
+
+
+def test_ids_of_the_resized_table_are_checked(tiny_model: Callable):
+    model = tiny_model(LunaForMaskedLM)
+    model.resize_token_embeddings(60)
+    with torch.no_grad():
+        assert model(torch.tensor([[59]])).logits.isfinite().all()
+        with pytest.raises(ValueError, match="between 0 and 59"):
+            model(torch.tensor([[60]]))
