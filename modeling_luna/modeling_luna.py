@@ -923,6 +923,10 @@ def prepare_rows(
                 "tokens, 0 for padding."
             )
         attention_mask = attention_mask.bool()
+    if position_ids is not None and position_ids.shape not in (shape, (1, shape[1])):
+        raise ValueError(
+            f"position_ids must have the shape (batch, n) = {shape} or (1, n), not {tuple(position_ids.shape)}."
+        )
     cu_seq_lens = cu_seq_lens_q if cu_seq_lens_q is not None else cu_seq_lens_k
     if cu_seq_lens is not None:
         cu_seq_lens = cu_seq_lens.to(inputs.device)

@@ -265,6 +265,19 @@ def test_a_row_begins_a_document_whatever_its_positions(build: Callable):
 
 
 @torch.no_grad()
+def test_boundaries_of_keys_are_those_of_queries(build: Callable):
+    model = build("sdpa")
+    rows = random_rows((3, 4))
+    boundaries = torch.tensor([0, 3, 7], dtype=torch.int32)
+    expected = model(**in_one_row(rows, "position_ids")).last_hidden_state
+    input_ids = torch.cat(rows).unsqueeze(0)
+    result = model(input_ids, cu_seq_lens_k=boundaries, max_length_k=4).last_hidden_state
+    torch.testing.assert_close(result, expected, **TOLERANCE)
+    with pytest.raises(ValueError, match="max_length_q is 3, but the longest document has 4 tokens"):
+        model(input_ids, cu_seq_lens_k=boundaries, max_length_k=3)
+
+
+@torch.no_grad()
 def test_a_longer_max_length_changes_nothing_that_counts(build: Callable):
     rows = random_rows((3, 4))
     model = build("sdpa")

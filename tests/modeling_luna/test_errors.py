@@ -77,6 +77,13 @@ def test_sinusoidal_positions_have_no_limit(tiny_model: Callable):
     assert (states[0, -1] - states[0, -2]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("shape", [(2, 8), (9,), (3, 9), (2, 9, 1)])
+def test_shape_of_the_positions(model: LunaModel, shape: tuple[int, ...]):
+    message = f"position_ids must have the shape (batch, n) = (2, 9) or (1, n), not {shape}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model(torch.full((2, 9), 5), position_ids=torch.zeros(shape, dtype=torch.long))
+
+
 @pytest.mark.parametrize("first", [-1, POSITIONS - 3])
 def test_position_out_of_range(model: LunaModel, first: int):
     with pytest.raises(ValueError, match="position"):
