@@ -156,6 +156,8 @@ def convert_checkpoint(
         model = model_class(config)
     # Weights in 16 bit keep their values.
     tensors = {name: weights[official_name(name, head)].detach().float().contiguous() for name in model.state_dict()}
+    if head is None and not config.tie_word_embeddings:  # two tensors, even where the checkpoint stores them as one
+        tensors["lm_head.decoder.weight"] = tensors["lm_head.decoder.weight"].clone()
     notes = use_layernorm_convention(model, tensors, layernorm)
     model.load_state_dict(tensors, assign=True)  # the model holds these tensors, no copies of them
     model.tie_weights()
@@ -170,19 +172,26 @@ def convert_checkpoint(
 
 
 def check_output_dir(output_dir: Path) -> Path:
-    output_dir = output_dir.resolve()
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    try:
+        output_dir = output_dir.resolve()
+        in_use = output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir()))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConversionError(f"Cannot use {output_dir} as --output_dir: {first_line(error)}.") from error
+    if in_use:
         raise ConversionError(f"{output_dir} exists and is not an empty folder: choose another --output_dir.")
     return output_dir
 
 
 def read_checkpoint(path: Path) -> tuple[argparse.Namespace, dict[str, torch.Tensor]]:
     """Read the arguments and the weights; the file cannot run code, and weights are read when they are needed."""
-    if not path.is_file():
-        raise ConversionError(f"{path} is not a file.")
     try:
+        if not path.is_file():
+            raise ConversionError(f"{path} is not a file.")
+        check_records(path)
         with only_fairseq_globals():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except ConversionError:
+        raise
     except MemoryError:
         raise
     except Exception as error:  # torch.load raises many kinds for files that are damaged or of other programs
@@ -200,6 +209,16 @@ def read_checkpoint(path: Path) -> tuple[argparse.Namespace, dict[str, torch.Ten
         raise ConversionError(f"{path} is not a fairseq checkpoint: its 'args' are not the options of a training run.")
     check_architecture(path, args, weights)
     return args, weights
+
+
+def check_records(path: Path):
+    """Compare the check sums of a zip file, which torch leaves unread where it maps the file into memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise ConversionError(f"{path} is damaged: the check sum of its part {damaged} is wrong. Copy it anew.")
 
 
 @contextmanager
@@ -267,7 +286,12 @@ def dictionary_lines(path: Path, known: Iterable[str] = ()) -> Iterator[tuple[in
         ConversionError: names file and line, for a line of another form or a symbol that is there twice.
     """
     lines_of_symbols: dict[str, int | None] = dict.fromkeys(known)
-    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
+    text = read_text(path)
+    if text.startswith("\ufeff"):
+        raise ConversionError(
+            f"{path}, line 1: begins with a byte-order mark, which fairseq does not write: remove it."
+        )
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         symbol, _, count = line.rstrip().rpartition(" ")
         overwrite = count == "#fairseq:overwrite"
         if overwrite:
@@ -287,7 +311,7 @@ def dictionary_lines(path: Path, known: Iterable[str] = ()) -> Iterator[tuple[in
 def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConversionError(f"Cannot read {path}: {error}.") from error
 
 
@@ -309,6 +333,8 @@ def classification_heads(weights: dict[str, Any]) -> dict[str, int]:
             projection = weights.get(f"classification_heads.{match[1]}.out_proj.weight")
             has_rows = isinstance(projection, torch.Tensor) and projection.ndim == 2
             heads[match[1]] = len(projection) if projection is not None and has_rows else 1
+            if heads[match[1]] == 0:
+                raise ConversionError(f"The classification head {match[1]} has no output.")
     return heads
 
 
@@ -407,8 +433,13 @@ def official_name(name: str, head: str | None = None) -> str:
 
 def official_shapes(config: LunaConfig, heads: dict[str, int]) -> dict[str, torch.Size]:
     """All tensors that a checkpoint of this architecture has, under their official names."""
+    try:
+        with torch.device("meta"):
+            model = LunaForMaskedLM(config)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ConversionError(f"The checkpoint's args have impossible sizes: {first_line(error)}.") from error
     with torch.device("meta"):
-        shapes = {official_name(n): t.shape for n, t in LunaForMaskedLM(config).state_dict().items()}
+        shapes = {official_name(n): t.shape for n, t in model.state_dict().items()}
         for head, num_labels in heads.items():
             head_config = LunaConfig.from_dict(
                 config.to_dict() | {"classifier_pooling": POOLING_OF_HEADS.get(head, "cls")}
@@ -532,9 +563,10 @@ def build_tokenizer(
 
 
 def read_encoder(path: Path) -> dict[str, int]:
+    text = read_text(path)
     try:
-        encoder = json.loads(read_text(path))
-    except ValueError as error:
+        encoder = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ConversionError(f"{path} is not the encoder.json of GPT-2's BPE: {error}.") from error
     if not isinstance(encoder, dict) or not encoder or not all(type(index) is int for index in encoder.values()):
         raise ConversionError(f"{path} is not the encoder.json of GPT-2's BPE: it does not give each token an id.")
@@ -734,6 +766,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConversionError, HFValidationError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted; nothing was written.", file=sys.stderr)
+        return 130
     print(summary(conversion))
     if repo_id is None:
         return 0
