@@ -393,6 +393,14 @@ DAMAGES = {
     "embeddings that should be one": (untie, "differ, but the checkpoint's args say that they are one"),
     "untied by the arguments": (with_argument("untie_luna_kv", True), "missing: encoder"),
     "more layers by the arguments": (with_argument("encoder_layers", 3), "layers.2."),
+    "impossible sizes": (
+        lambda checkpoint: vars(checkpoint["args"]).update(encoder_embed_dim=4 * 10**12),
+        "impossible sizes",
+    ),
+    "absurd sizes": (
+        lambda checkpoint: vars(checkpoint["args"]).update(encoder_embed_dim=4 * 10**30),
+        "impossible sizes",
+    ),
     "a billion layers": (with_argument("encoder_layers", 10**9), "encoder_layers = 1000000000"),
     "other sizes by the arguments": (with_argument("encoder_ffn_embed_dim", 128), "expected (128, 32)"),
     "heads that do not divide": (with_argument("encoder_attention_heads", 5), "must be a multiple of"),
@@ -447,6 +455,51 @@ def test_truncated_files(as_zip: bool, kept: int, change: Callable, refused: Cal
     path = change(lambda checkpoint: None, _use_new_zipfile_serialization=as_zip)
     path.write_bytes(path.read_bytes()[:kept])
     assert f"{path} is damaged, truncated or not a fairseq checkpoint" in refused(checkpoint_path=path)
+
+
+def test_a_flipped_bit(change: Callable, refused: Callable):
+    path = change(lambda checkpoint: None)
+    content = bytearray(path.read_bytes())
+    weight = load(path)["model"][FC1].numpy().tobytes()
+    content[content.index(weight) + 1] ^= 1
+    path.write_bytes(content)
+    error = refused(checkpoint_path=path)
+    assert f"{path} is damaged: the check sum of its part" in error
+
+
+def test_paths_that_cannot_be(refused: Callable, tmp_path: Path):
+    assert "Cannot use" in refused(output_dir=tmp_path / ("x" * 300))
+    assert "damaged" in refused(checkpoint_path=tmp_path / ("x" * 300))
+
+
+def test_byte_order_mark(refused: Callable, tmp_path: Path):
+    marked = tmp_path / "dict.txt"
+    marked.write_text("\ufeff" + (TIED / "dict.txt").read_text())
+    assert f"{marked}, line 1: begins with a byte-order mark" in refused(dict_path=marked)
+
+
+def test_encoder_that_cannot_be_read(refused: Callable, tmp_path: Path):
+    deep, merges = tmp_path / "encoder.json", tmp_path / "vocab.bpe"
+    merges.write_text("")
+    assert refused(vocab_file=deep, merges_file=merges).startswith(f"Error: Cannot read {deep}")
+    deep.write_text("[" * 100_000)
+    assert "is not the encoder.json" in refused(vocab_file=deep, merges_file=merges)
+
+
+def test_untied_embeddings_that_are_stored_once(change: Callable, run: Callable):
+    code, _, error = run(checkpoint_path=change(with_argument("untie_weights_luna", True)))
+    assert code == 0, error
+
+
+def test_head_without_an_output(change: Callable, refused: Callable):
+    def cut(checkpoint: dict[str, Any]):
+        name = "classification_heads.cls_classification_head.out_proj."
+        checkpoint["model"][f"{name}weight"] = torch.zeros(0, 32)
+        checkpoint["model"][f"{name}bias"] = torch.zeros(0)
+
+    path = change(cut, TIED.parent / "bert_heads")
+    error = refused(checkpoint_path=path, dict_path=TIED.parent / "bert_heads" / "dict.txt")
+    assert "cls_classification_head has no output" in error
 
 
 def test_files_that_are_no_checkpoints(refused: Callable, tmp_path: Path):
