@@ -7,34 +7,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+import xxhash
 import yaml
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
 from pretrain.errors import UserError
-from pretrain.files import (
-    PARTIAL,
-    make_folder,
-    publish_folder,
-    remove_folder,
-    removed_on_error,
-    write_json,
-    write_text,
-)
+from pretrain.files import make_folder, remove_folder, write_folder, write_json, write_text
 from pretrain.model_card import model_card
+from pretrain.progress import Progress
+from pretrain.sharding import load_masters, load_moments, whole_moments, whole_weights
 
 
+WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training_state"
+OPTIMIZER_FILE = "optimizer.safetensors"
+BLOCK = 2**24  # bytes read at once
 PROGRESS_FILE = "progress.json"
 # Keys that decide what a step computes; a run that goes on with others would not be the same run.
 FIXED = (
     "data", "text_column", "documents", "validation_share", "tokenizer", "vocab_size", "max_length", "model_config",
     "model", "mask_probability", "whole_word_masking", "seed", "batch_size",
+    "batch_size_start", "batch_size_ramp_steps",
 )  # fmt: skip
 
 
@@ -45,106 +46,186 @@ class ResumeError(UserError):
 class Checkpoints:
     """The checkpoints below `output_dir` of one run.
 
+    Each holds whole tensors by the names of the parameters (see `sharding`), so that any launch can go on with it.
+    Dropout, rows and masks are functions of the step: there is no other state.
+
     Args:
-        accelerator, model, tokenizer: of the run; `model` as prepared by the accelerator.
-        config: of the run.
+        accelerator, tokenizer, config: of the run.
+        model_config: of the model.
         fingerprint: of the prepared data.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
-        model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         config: PretrainConfig,
+        model_config: LunaConfig,
         fingerprint: str,
     ):
         self.accelerator = accelerator
-        self.model = model
         self.tokenizer = tokenizer
         self.config = config
         self.fingerprint = fingerprint
         self.folder = Path(config.output_dir)
-        if accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-            # The weights are in the folder above the training state already; sharded ones are not whole anywhere.
-            accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
-            accelerator.register_load_state_pre_hook(self._load_weights)
+        with torch.device("meta"):
+            self.shell = LunaForMaskedLM(model_config)  # what is saved, without weights and wrappers
 
-    def _load_weights(self, models: list[nn.Module], folder: str):
-        load_model(self.accelerator.unwrap_model(models.pop()), Path(folder).parent / "model.safetensors")
+    def find(self) -> Path | None:
+        """The checkpoint to go on from: the newest one, which must be whole and of this run.
 
-    def resume(self) -> int:
-        """Load the newest checkpoint, if any, and return the number of steps done."""
-        folders = find_checkpoints(self.folder)
-        if not folders:
-            return 0
-        state = json.loads((folders[-1] / TRAINING_STATE / PROGRESS_FILE).read_text(encoding="utf-8"))
+        Raises:
+            ResumeError: where it is not. With `on_bad_checkpoint: previous` a damaged one is passed over.
+        """
+        for folder in reversed(find_checkpoints(self.folder)):
+            damage = find_damage(folder)
+            if damage is None:
+                self._check_origin(folder)
+                return folder
+            if self.config.on_bad_checkpoint == "error":
+                raise ResumeError(
+                    f"{folder} is damaged: {damage}. `--on_bad_checkpoint previous` goes on from the newest one that "
+                    "is whole."
+                )
+            if self.accelerator.is_main_process:
+                print(f"{folder} is damaged ({damage}) and is passed over", flush=True)
+        return None
+
+    def _check_origin(self, folder: Path):
+        state = read_state(folder)
         if state["fingerprint"] != self.fingerprint:
             raise ResumeError(
-                f"{folders[-1]} was trained on other data or with another tokenizer ({state['fingerprint']}, now "
+                f"{folder} was trained on other data or with another tokenizer ({state['fingerprint']}, now "
                 f"{self.fingerprint}): name another --output_dir to start anew."
             )
-        if state["step"] > self.config.max_steps:
+        if state["progress"]["step"] > self.config.max_steps:
             raise ResumeError(
-                f"{folders[-1]} has done {state['step']} steps, more than max_steps ({self.config.max_steps}): "
+                f"{folder} has done {state['progress']['step']} steps, more than max_steps ({self.config.max_steps}): "
                 "raise it, or name another --output_dir."
             )
-        try:
-            self.accelerator.load_state(str(folders[-1] / TRAINING_STATE))
-        except (SafetensorError, RuntimeError, EOFError, FileNotFoundError) as error:
-            raise ResumeError(
-                f"{folders[-1]} is damaged ({error}): delete it, and the same command goes on from the one before."
-            ) from error
-        return state["step"]
 
-    def save(self, step: int, metrics: dict):
-        """Write the checkpoint of `step` steps, then delete those over the limit."""
+    def load_model(self, folder: Path, model: LunaForMaskedLM):
+        """Set the weights of a model that is not wrapped yet."""
+        tensors = load_file(folder / WEIGHTS)
+        for name, parameter in model.named_parameters():
+            if name not in tensors or tensors[name].shape != parameter.shape:
+                found = f"is of the shape {tuple(tensors[name].shape)}" if name in tensors else "is missing"
+                raise ResumeError(f"{folder} is of another model: {name} {found}, not {tuple(parameter.shape)}.")
+            parameter.data.copy_(tensors[name])
+
+    def load_state(self, folder: Path, model: nn.Module, optimizer) -> Progress:
+        """Set the states of the wrapped model and its optimiser."""
+        load_masters(self.accelerator, model, load_file(folder / WEIGHTS))
+        load_moments(self.accelerator, model, optimizer, load_file(folder / TRAINING_STATE / OPTIMIZER_FILE))
+        return Progress(**read_state(folder)["progress"])
+
+    def save(self, model: nn.Module, optimizer, progress: Progress, metrics: dict):
+        """Write the checkpoint of the steps done, then delete those that are not to be kept.
+
+        Raises:
+            OSError: on every process, where the main one cannot write.
+        """
+        weights, moments = self._collect(model, optimizer)
 
         def fill(folder: Path):
-            self._write_model(folder, metrics)
-            self.accelerator.save_state(str(folder / TRAINING_STATE))
-            if self.accelerator.is_main_process:
-                progress = {"step": step, "fingerprint": self.fingerprint, **metrics}
-                write_json(folder / TRAINING_STATE / PROGRESS_FILE, progress)
+            self._write_model(folder, weights, metrics)
+            (folder / TRAINING_STATE).mkdir()
+            save_file(moments, folder / TRAINING_STATE / OPTIMIZER_FILE)
+            state = {"progress": dataclasses.asdict(progress), "fingerprint": self.fingerprint, **metrics}
+            write_json(folder / TRAINING_STATE / PROGRESS_FILE, state | {"files": digests(folder)})
 
-        self._publish(self.folder / f"checkpoint-{step}", fill)
-        if self.accelerator.is_main_process and self.config.save_total_limit is not None:
-            for old in find_checkpoints(self.folder)[: -self.config.save_total_limit]:
+        self._on_main_process(lambda: write_folder(self.folder / f"checkpoint-{progress.step}", fill))
+        if self.accelerator.is_main_process:
+            for old in self._superfluous(progress):
                 remove_folder(old)
 
-    def save_model(self, metrics: dict) -> Path:
+    def save_model(self, model: nn.Module, optimizer, metrics: dict) -> Path:
         """Write the model alone, to `output_dir/model`."""
         folder = self.folder / "model"
-        self._publish(folder, lambda partial: self._write_model(partial, metrics))
+        weights, _ = self._collect(model, None)
+        self._on_main_process(lambda: write_folder(folder, lambda part: self._write_model(part, weights, metrics)))
         return folder
 
-    def _publish(self, folder: Path, fill: Callable[[Path], None]):
-        """Let all processes write into a folder that gets its name once it is whole."""
-        partial = folder.with_name(folder.name + PARTIAL)
-        if self.accelerator.is_main_process:
-            remove_folder(partial)
-            partial.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        with removed_on_error(partial):
-            fill(partial)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            publish_folder(partial, folder)
-        self.accelerator.wait_for_everyone()
+    def _collect(self, model: nn.Module, optimizer) -> tuple[dict, dict]:
+        """Gather what is to be written; the main process alone keeps it."""
+        weights, moments = {}, {}
+        for name, tensor in whole_weights(self.accelerator, model):
+            if self.accelerator.is_main_process:
+                weights[name] = tensor
+        if optimizer is not None:
+            for name, tensor in whole_moments(self.accelerator, model, optimizer):
+                if self.accelerator.is_main_process:
+                    moments[name] = tensor.contiguous()
+        return weights, moments
 
-    def _write_model(self, folder: Path, metrics: dict):
-        model = self.accelerator.unwrap_model(self.model)
-        state_dict = self.accelerator.get_state_dict(self.model)
+    def _on_main_process(self, work: Callable[[], None]):
+        """Let the main process work; all end with its error, none waits for ever."""
+        problem = None
         if self.accelerator.is_main_process:
-            model.save_pretrained(folder, state_dict=state_dict)
-            self.tokenizer.save_pretrained(folder)
-            write_text(folder / "README.md", model_card(model, self.config, metrics))
+            try:
+                work()
+            except Exception as error:
+                problem = error
+        (problem,) = broadcast_object_list([problem])
+        if problem is not None:
+            raise problem
+
+    def _superfluous(self, progress: Progress) -> list[Path]:
+        if self.config.save_total_limit is None:
+            return []
+        old = find_checkpoints(self.folder)[: -self.config.save_total_limit]
+        every = self.config.keep_every
+        kept = {progress.best_step}
+        return [path for path in old if (step := _step(path)) not in kept and not (every and step % every == 0)]
+
+    def _write_model(self, folder: Path, weights: dict[str, torch.Tensor], metrics: dict):
+        self.shell.save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
+        self.tokenizer.save_pretrained(folder)
+        write_text(folder / "README.md", model_card(self.shell, self.config, metrics))
+
+
+def read_state(folder: Path) -> dict:
+    """What a checkpoint says of itself."""
+    return json.loads((folder / TRAINING_STATE / PROGRESS_FILE).read_text(encoding="utf-8"))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """A hash of each file of a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    result = {}
+    for path in files:
+        digest = xxhash.xxh3_128()
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+        result[str(path.relative_to(folder))] = digest.hexdigest()
+    return result
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, or None."""
+    try:
+        expected = read_state(folder)["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{TRAINING_STATE}/{PROGRESS_FILE} cannot be read ({error})"
+    found = digests(folder)
+    for name, digest in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != digest:
+            return f"{name} is not as it was written"
+    return None
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints below a run's folder, oldest first."""
-    matches = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*")]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in matches if match)]
+    return sorted(filter(_step, folder.glob("checkpoint-*")), key=_step)
+
+
+def _step(folder: Path) -> int:
+    """The step of a checkpoint, 0 for what is none."""
+    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(match[1]) if match else 0
 
 
 @contextmanager

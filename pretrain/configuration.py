@@ -73,7 +73,9 @@ class PretrainConfig:
     seed: int = 0
     max_steps: int = 1000
     batch_size: int = 256
-    gradient_accumulation_steps: int = 1
+    batch_size_start: int | None = None  # rows of the first steps, which rise to batch_size ...
+    batch_size_ramp_steps: int = 0  # ... over so many
+    per_device_train_batch_size: int | None = None  # rows that a process takes at once, at most; null: all its share
     learning_rate: float = 6e-4
     warmup_steps: int = 100
     adam_beta1: float = 0.9
@@ -83,14 +85,18 @@ class PretrainConfig:
     max_grad_norm: float = 1.0
     mixed_precision: str | None = None
     gradient_checkpointing: bool = False
-    max_skipped_steps: int = 10
+    max_skipped_in_a_row: int = 10
 
-    # What is written, in steps.
+    # What is written, in steps. Of the checkpoints the newest `save_total_limit`, those at multiples of `keep_every`
+    # and the one with the lowest validation loss stay.
     logging_steps: int = 10
     eval_steps: int = 100
     max_eval_rows: int | None = None
     save_steps: int = 500
     save_total_limit: int | None = 3
+    keep_every: int | None = None
+    on_bad_checkpoint: str = "error"  # or "previous": go on from the newest checkpoint that is whole
+    max_time: str | None = None  # HH:MM:SS, after which the run makes a checkpoint and ends, to be gone on with
     dataloader_num_workers: int = 1
 
     def sources(self) -> list[Source]:
@@ -162,11 +168,17 @@ class PretrainConfig:
         """Raise a `ConfigurationError` that names the key where a value makes no sense."""
         from pretrain.tokenizer import SMALLEST_VOCABULARY
 
-        for key in ("vocab_size", "max_steps", "batch_size", "gradient_accumulation_steps", "logging_steps"):
+        for key in ("vocab_size", "max_steps", "batch_size", "logging_steps", "max_skipped_in_a_row"):
             self._require(key, getattr(self, key) >= 1, "must be at least 1")
-        for key in ("warmup_steps", "eval_steps", "save_steps", "dataloader_num_workers", "weight_decay"):
+        for key in (
+            "warmup_steps", "eval_steps", "save_steps", "dataloader_num_workers", "weight_decay",
+            "batch_size_ramp_steps",
+        ):  # fmt: skip
             self._require(key, getattr(self, key) >= 0, "must not be negative")
-        for key in ("num_proc", "max_eval_rows", "save_total_limit"):
+        for key in (
+            "num_proc", "max_eval_rows", "save_total_limit", "keep_every", "batch_size_start",
+            "per_device_train_batch_size",
+        ):  # fmt: skip
             self._require(key, getattr(self, key) is None or getattr(self, key) >= 1, "must be at least 1, or null")
         for key in ("learning_rate", "max_grad_norm", "adam_epsilon"):
             self._require(key, getattr(self, key) > 0, "must be above 0")
@@ -185,8 +197,29 @@ class PretrainConfig:
         self._require("warmup_steps", self.warmup_steps <= self.max_steps, f"exceeds max_steps ({self.max_steps})")
         choices = (None, "no", "bf16")
         self._require("mixed_precision", self.mixed_precision in choices, f"must be one of {choices[1:]}")
+        self._require(
+            "on_bad_checkpoint", self.on_bad_checkpoint in ("error", "previous"), "must be 'error' or 'previous'"
+        )
+        self._require(
+            "batch_size_start",
+            self.batch_size_start is None or self.batch_size_start <= self.batch_size,
+            f"must not exceed batch_size ({self.batch_size})",
+        )
+        self.max_time_seconds()
         self.sources()
         self.luna_config(vocab_size=None if self.tokenizer else self.vocab_size)
+
+    def max_time_seconds(self) -> float:
+        """`max_time` in seconds; infinite without it."""
+        if self.max_time is None:
+            return float("inf")
+        match = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)", self.max_time)
+        if match is None:
+            raise ConfigurationError(
+                f"max_time is {self.max_time!r}: it must have the form HH:MM:SS, such as 11:30:00."
+            )
+        hours, minutes, seconds = map(int, match.groups())
+        return 3600.0 * hours + 60 * minutes + seconds
 
     def _require(self, key: str, fulfilled: bool, message: str):
         if not fulfilled:

@@ -9,6 +9,11 @@ from contextlib import contextmanager
 
 EXIT_CODE = 2
 INTERRUPTED = 130  # as shells have it for an interrupt from the keyboard
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+
+
+class Stopped(Exception):
+    """The end of a run that was asked to stop, with a checkpoint; the message says at which step."""
 
 
 class UserError(ValueError):
@@ -22,6 +27,9 @@ def report_user_errors() -> Iterator[None]:
         yield
     except UserError as error:
         _end(str(error))
+    except Stopped as stopped:
+        print(f"\n{stopped}", flush=True)
+        sys.exit(STOPPED)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)

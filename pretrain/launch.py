@@ -5,62 +5,82 @@ import os
 
 import torch
 import transformers
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, set_seed
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs, PartialState
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from pretrain.batches import BatchPlan, BatchSizes
 from pretrain.configuration import ConfigurationError, PretrainConfig
-from pretrain.packed_data import BatchPlan
 
 
 def start_accelerator(config: PretrainConfig) -> Accelerator:
-    """Make the `Accelerator` of this process and seed it.
+    """Make the `Accelerator` of this process.
 
     Raises:
-        ConfigurationError: where accelerate did not start as many processes as the launcher has.
+        ConfigurationError: where accelerate did not start what the launcher asks for.
     """
     transformers.logging.disable_progress_bar()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size > 1 and not torch.cuda.is_available():
-        # Without it accelerate lets every process of a CPU launch believe that it is alone.
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
-        ),
-    )
+    handlers = []
+    if not torch.cuda.is_available():
+        handlers = _prepare_for_cpu(world_size)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=handlers)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        unset_hf_deepspeed_config()  # else Transformers shards a model while it is built
     if accelerator.num_processes != world_size:
         raise ConfigurationError(
             f"The launcher started {world_size} processes, but accelerate sees {accelerator.num_processes}: use "
             "a file of configs/accelerate/ (`accelerate launch --config_file configs/accelerate/NAME.yaml ...`)."
         )
+    for variable, wanted in (
+        ("ACCELERATE_USE_DEEPSPEED", DistributedType.DEEPSPEED),
+        ("ACCELERATE_USE_FSDP", DistributedType.FSDP),
+    ):
+        if _is_set(variable) and accelerator.distributed_type != wanted:
+            raise ConfigurationError(
+                f"The launcher asks for {wanted.value}, but accelerate runs {accelerator.distributed_type.value}: use "
+                "a file of configs/accelerate/ with at least two processes."
+            )
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ConfigurationError(
             f"The launcher asks for mixed_precision {accelerator.mixed_precision}: only bf16 and no are supported."
         )
-    set_seed(config.seed + accelerator.process_index)
     return accelerator
 
 
-def batch_plan(config: PretrainConfig, accelerator: Accelerator) -> BatchPlan:
-    """Share the global batch out over the processes.
+def _prepare_for_cpu(world_size: int) -> list[InitProcessGroupKwargs]:
+    """Make accelerate do on a CPU what it does on GPUs, instead of training each process alone or unsharded."""
+    if _is_set("ACCELERATE_USE_DEEPSPEED"):
+        os.environ["ACCELERATE_USE_CPU"] = "false"  # true would switch DeepSpeed off
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        return [InitProcessGroupKwargs(backend="gloo")]
+    if world_size > 1:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    if _is_set("ACCELERATE_USE_FSDP") and world_size > 1:
+        state = PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = state.distributed_type = DistributedType.MULTI_GPU
+        os.environ["ACCELERATE_USE_CPU"] = "false"  # the process group is there; FSDP is for what is no CPU launch
+    return []
 
-    Raises:
-        ConfigurationError: where it does not divide.
-    """
-    shares = accelerator.num_processes * config.gradient_accumulation_steps
-    if config.batch_size % shares:
-        raise ConfigurationError(
-            f"batch_size is {config.batch_size}, which {accelerator.num_processes} process(es) with "
-            f"gradient_accumulation_steps {config.gradient_accumulation_steps} do not divide: take a multiple of "
-            f"{shares}."
-        )
-    return BatchPlan(
-        batch_size=config.batch_size,
-        accumulation=config.gradient_accumulation_steps,
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
+
+
+def batch_plan(config: PretrainConfig, accelerator: Accelerator) -> BatchPlan:
+    """Share the global batch out over the processes."""
+    plan = BatchPlan(
+        sizes=BatchSizes.from_config(config),
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
+        max_micro_batch=config.per_device_train_batch_size,
     )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        deepspeed_config = accelerator.state.deepspeed_plugin.deepspeed_config
+        deepspeed_config["train_micro_batch_size_per_gpu"] = plan.micro_batch_size
+        deepspeed_config["gradient_accumulation_steps"] = 1  # the training loop says where an update is due
+        deepspeed_config["gradient_clipping"] = config.max_grad_norm
+        deepspeed_config["zero_allow_untested_optimizer"] = True
+    return plan
 
 
 def end_processes(accelerator: Accelerator):

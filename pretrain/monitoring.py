@@ -10,10 +10,11 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from pretrain.batches import BatchPlan
 from pretrain.configuration import PretrainConfig
 from pretrain.files import write_text
-from pretrain.optimization import StepResult, model_inputs
-from pretrain.packed_data import BatchPlan
+from pretrain.optimization import StepResult, to_device
+from pretrain.progress import Progress
 
 
 METRICS_FILE = "metrics.jsonl"
@@ -31,11 +32,11 @@ def duration(seconds: float) -> str:
 def print_plan(
     config: PretrainConfig, model, manifest: dict, plan: BatchPlan, accelerator: Accelerator, seconds: float
 ):
-    """Model, data and steps in a few lines, before the first step; `seconds` is the expected time of one step."""
+    """Model, data and steps in a few lines, before the first step; `seconds` is the expected time of one row."""
     train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
     sources = ", ".join(source.path for source in config.sources())
-    tokens_a_step = config.batch_size * config.max_length
-    tokens = config.max_steps * tokens_a_step
+    rows = plan.sizes.rows_before(config.max_steps)
+    tokens = rows * config.max_length
     evaluations = -(-config.max_steps // config.eval_steps) if config.eval_steps else 1
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     options = model.config
@@ -48,22 +49,22 @@ def print_plan(
         "Steps": f"{config.max_steps:,} of {config.batch_size:,} rows of {config.max_length:,} tokens: {tokens:,} "
         f"tokens, {tokens / train['tokens']:.1f} times the data",
         "Processes": f"{accelerator.num_processes} on {accelerator.device.type} in {precision}, each "
-        f"{plan.accumulation} x {plan.micro_batch_size} rows a step",
-        "Expected": f"about {duration(seconds * config.max_steps)} ({tokens_a_step / seconds:,.0f} tokens/s), and "
+        f"{plan.num_micro_batches(config.batch_size)} x {plan.micro_batch_size} rows a step",
+        "Expected": f"about {duration(seconds * rows)} ({config.max_length / seconds:,.0f} tokens/s), and "
         f"{evaluations} evaluation{'s' if evaluations > 1 else ''}",
         "Folder": config.output_dir,
     }
     print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines.items()) + "\n", flush=True)
 
 
-def measure_step(model, batch: dict[str, torch.Tensor], accelerator: Accelerator) -> float:
-    """Seconds of an optimiser step's forward and backward passes, from its first micro-batch, before training.
+def measure_row(model, batch: dict, accelerator: Accelerator) -> float:
+    """Seconds of the forward and backward passes of all processes for a row, from one micro-batch, before training.
 
     The model keeps its weights, has no gradients afterwards, and the random state is as before.
     """
     model.train()
     device = accelerator.device
-    inputs = model_inputs({name: tensor[0] for name, tensor in batch.items()}, device)
+    inputs = to_device(batch, device)
     times = []
     with torch.random.fork_rng():
         for _ in range(3):
@@ -75,7 +76,7 @@ def measure_step(model, batch: dict[str, torch.Tensor], accelerator: Accelerator
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - started)
     model.zero_grad(set_to_none=True)
-    return min(times) * len(batch["labels"])
+    return min(times) / (len(batch["labels"]) * accelerator.num_processes)
 
 
 class Monitor:
@@ -94,8 +95,6 @@ class Monitor:
         self.start = start
         self.tokens = 0
         self.losses: list[float] = []
-        self.skipped_in_a_row = 0
-        self.skipped = 0
         self.started = self.last_log = self.last_line = time.perf_counter()
         if not active:
             return
@@ -105,34 +104,31 @@ class Monitor:
             total=config.max_steps, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
 
-    def step_done(self, step: int, result: StepResult, learning_rate: float):
-        """Take in the result of a step, `step` being the number of steps done."""
+    def step_done(self, progress: Progress, result: StepResult, learning_rate: float):
+        """Take in the result of the last step of `progress`."""
+        step = progress.step
         self.tokens += result.tokens
-        if result.skipped:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-        else:
-            self.skipped_in_a_row = 0
+        if not result.skipped:
             self.losses.append(result.loss)
         if not self.active:
             return
         self.bar.update()
         if result.skipped:
-            self.say(f"step {step}: loss or gradient is not finite; the step was skipped ({self.skipped} so far)")
+            self.say(f"step {step}: loss or gradient is not finite; the step was skipped ({progress.skipped} so far)")
         # Also where a checkpoint may be written, so that no mean of losses spans one and a resumed run has the same.
         intervals = [self.config.logging_steps, self.config.save_steps or self.config.max_steps]
-        if step == self.config.max_steps or any(step % interval == 0 for interval in intervals):
-            self._log_training(step, result, learning_rate)
+        if result.stop or step == self.config.max_steps or any(step % interval == 0 for interval in intervals):
+            self._log_training(progress, result, learning_rate)
 
-    def _log_training(self, step: int, result: StepResult, learning_rate: float):
-        now = time.perf_counter()
+    def _log_training(self, progress: Progress, result: StepResult, learning_rate: float):
+        now, step = time.perf_counter(), progress.step
         record = {
             "step": step,
             "loss": sum(self.losses) / len(self.losses) if self.losses else None,
             "learning_rate": learning_rate,
             "gradient_norm": result.gradient_norm,
             "tokens_per_second": round(self.tokens / (now - self.last_log)),
-            "skipped_steps": self.skipped,
+            "skipped_steps": progress.skipped,
         }
         self.record(record)
         self.losses, self.tokens, self.last_log = [], 0, now
@@ -142,8 +138,8 @@ class Monitor:
         if self.bar.disable and now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             left = (now - self.started) / (step - self.start) * (self.config.max_steps - step)
-            progress = f"step {step:,}/{self.config.max_steps:,}"
-            print(f"{progress}  loss {loss}  {speed}  {duration(left)} left", flush=True)
+            place = f"step {step:,}/{self.config.max_steps:,}"
+            print(f"{place}  loss {loss}  {speed}  {duration(left)} left", flush=True)
 
     def evaluated(self, step: int, validation_loss: float):
         """Take in a validation loss."""

@@ -1,14 +1,24 @@
-"""Prepared text as rows of tokens, and the rows of each step by index arithmetic over (seed, step)."""
+"""Prepared text as rows of tokens, any of them by index arithmetic."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
-from pretrain.masking import EVALUATION, IGNORED, TRAINING, Masking
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Some rows.
+
+    Args:
+        ids: (rows, max_length), int64, filled up with padding.
+        document_starts: (rows, max_length), bool, true at the first token of each document; None where the documents
+            of a row are not kept apart.
+    """
+
+    ids: np.ndarray
+    document_starts: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,18 @@ class PackedRows:
     def __len__(self) -> int:
         return -(-len(self.stream) // (self.max_length - 2))
 
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        """The rows of these indices, (indices, max_length), as int64."""
+    def sample(self, samples: np.ndarray, seed: int) -> np.ndarray:
+        """The indices of the rows that training sees as its samples of these numbers, counted over the whole run:
+        each row once an epoch, in another order each time."""
+        epochs, positions = np.divmod(samples, len(self))
+        indices = np.empty_like(samples)
+        for epoch in np.unique(epochs):
+            of_epoch = epochs == epoch
+            indices[of_epoch] = permuted(positions[of_epoch], len(self), seed, int(epoch))
+        return indices
+
+    def __getitem__(self, indices: np.ndarray) -> RowBatch:
+        """The rows of these indices."""
         body = self.max_length - 2
         rows = np.full((len(indices), self.max_length), self.pad_token_id, dtype=np.int64)
         rows[:, 0] = self.row_ends[0]
@@ -56,7 +76,7 @@ class PackedRows:
             piece = self.stream[index * body : (index + 1) * body]
             row[1 : len(piece) + 1] = piece
             row[len(piece) + 1] = self.row_ends[1]
-        return rows
+        return RowBatch(rows)
 
 
 def permuted(positions: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
@@ -84,87 +104,3 @@ def _mix(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How the rows of a global batch are shared out over processes and accumulation steps.
-
-    Args:
-        batch_size: rows of an optimiser step over all processes and accumulation steps.
-        accumulation: micro-batches that a process runs for one optimiser step.
-        num_processes, process_index: of the run, and of this process.
-    """
-
-    batch_size: int
-    accumulation: int
-    num_processes: int
-    process_index: int
-
-    @property
-    def micro_batch_size(self) -> int:
-        return self.batch_size // (self.accumulation * self.num_processes)
-
-    def places(self) -> np.ndarray:
-        """The places in the global batch that are this process's: (accumulation, micro_batch_size)."""
-        places = np.arange(self.batch_size).reshape(self.accumulation, self.num_processes, self.micro_batch_size)
-        return places[:, self.process_index]
-
-
-class TrainingBatches(Dataset):
-    """Item k is what this process needs for step k: `input_ids`, `labels`, `attention_mask`, each
-    (accumulation, micro_batch_size, max_length). Row and mask are functions of (seed, step, place) alone."""
-
-    def __init__(self, rows: PackedRows, masking: Masking, plan: BatchPlan):
-        self.rows = rows
-        self.masking = masking
-        self.plan = plan
-
-    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        places = self.plan.places()
-        samples = step * self.plan.batch_size + places.reshape(-1)  # counted over the whole run
-        epochs, positions = np.divmod(samples, len(self.rows))
-        indices = np.empty_like(samples)
-        for epoch in np.unique(epochs):
-            of_epoch = epochs == epoch
-            indices[of_epoch] = permuted(positions[of_epoch], len(self.rows), self.masking.seed, int(epoch))
-        rows = self.rows[indices]
-        input_ids, labels = self.masking(rows, places.reshape(-1), step, TRAINING)
-        shape = (*places.shape, self.rows.max_length)
-        return {
-            "input_ids": torch.from_numpy(input_ids).view(shape),
-            "labels": torch.from_numpy(labels).view(shape),
-            "attention_mask": torch.from_numpy(rows != self.rows.pad_token_id).view(shape),
-        }
-
-
-class EvaluationBatches(Dataset):
-    """The validation rows of this process in batches; their masks are the same at each evaluation.
-
-    Every process has equally many batches, since sharded models need all of them in each forward pass; places past
-    the last row repeat it without labels.
-    """
-
-    def __init__(self, rows: PackedRows, masking: Masking, plan: BatchPlan, max_rows: int | None):
-        self.rows = rows
-        self.masking = masking
-        self.plan = plan
-        self.num_rows = len(rows) if max_rows is None else min(max_rows, len(rows))
-
-    def __len__(self) -> int:
-        return -(-self.num_rows // (self.plan.micro_batch_size * self.plan.num_processes))
-
-    def __getitem__(self, batch: int) -> dict[str, torch.Tensor]:
-        if not 0 <= batch < len(self):
-            raise IndexError(batch)
-        first = (batch * self.plan.num_processes + self.plan.process_index) * self.plan.micro_batch_size
-        places = np.arange(first, first + self.plan.micro_batch_size)
-        indices = np.minimum(places, self.num_rows - 1)
-        rows = self.rows[indices]
-        input_ids, labels = self.masking(rows, indices, 0, EVALUATION)
-        labels[places >= self.num_rows] = IGNORED
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "labels": torch.from_numpy(labels),
-            "attention_mask": torch.from_numpy(rows != self.rows.pad_token_id),
-        }

@@ -20,7 +20,7 @@ from pretrain.errors import UserError, report_user_errors
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from pretrain.packed_data import BatchPlan
+    from pretrain.batches import BatchPlan
 
 
 def main(config: PretrainConfig):
@@ -48,17 +48,22 @@ def main(config: PretrainConfig):
 
 def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPlan"):
     """Prepare the data, train, save the model and report."""
+    from modeling_luna import LunaForMaskedLM
+    from pretrain.batches import EvaluationBatches, TrainingBatches
     from pretrain.checkpoints import Checkpoints
     from pretrain.masking import Masking
     from pretrain.model import build_model
-    from pretrain.monitoring import Monitor, measure_step, print_plan
+    from pretrain.monitoring import Monitor, measure_row, print_plan
     from pretrain.optimization import build_optimizer
-    from pretrain.packed_data import EvaluationBatches, PackedRows, TrainingBatches
+    from pretrain.packed_data import PackedRows
     from pretrain.prepare import prepare, read_manifest
+    from pretrain.progress import Progress
     from pretrain.report import report_run
+    from pretrain.stopping import StopRequest
     from pretrain.tokenizer import load_tokenizer
     from pretrain.training import Run, train
 
+    stop = StopRequest(config.max_time_seconds())
     main_process = accelerator.is_main_process
     prepared = prepare(config, quiet=not main_process)
     manifest = read_manifest(prepared)
@@ -70,19 +75,26 @@ def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPla
     validation = EvaluationBatches(validation_rows, masking, plan, config.max_eval_rows)
 
     model = build_model(config, tokenizer).to(accelerator.device)
+    checkpoints = Checkpoints(accelerator, tokenizer, config, model.config, manifest["fingerprint"])
+    checkpoint = checkpoints.find()
     if main_process:
-        print_plan(config, model, manifest, plan, accelerator, measure_step(model, training[0], accelerator))
+        print_plan(config, model, manifest, plan, accelerator, measure_row(model, training[0][0], accelerator))
+    if checkpoint is not None:
+        checkpoints.load_model(checkpoint, model)
     wrapped_model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
-    checkpoints = Checkpoints(accelerator, wrapped_model, tokenizer, config, manifest["fingerprint"])
-    start = checkpoints.resume()
-    monitor = Monitor(config, start, main_process)
-    run = Run(accelerator, config, wrapped_model, optimizer, training, validation, checkpoints, monitor)
-    validation_loss = train(run, start)
+    progress = Progress() if checkpoint is None else checkpoints.load_state(checkpoint, wrapped_model, optimizer)
+    monitor = Monitor(config, progress.step, main_process)
+    run = Run(
+        accelerator, config, wrapped_model, optimizer, training, validation, checkpoints, monitor, progress, stop
+    )
+    validation_loss = train(run)
 
-    model_folder = checkpoints.save_model({"steps": config.max_steps, "validation_loss": validation_loss})
+    metrics = {"steps": config.max_steps, "validation_loss": validation_loss}
+    model_folder = checkpoints.save_model(wrapped_model, optimizer, metrics)
     if main_process:
         entropy = manifest["splits"]["validation"]["unigram_entropy"]
-        report_run(checkpoints.folder, model_folder, model, tokenizer, validation_rows, validation_loss, entropy)
+        trained = LunaForMaskedLM.from_pretrained(model_folder)  # the wrapped one may be sharded
+        report_run(checkpoints.folder, model_folder, trained, tokenizer, validation_rows, validation_loss, entropy)
 
 
 if __name__ == "__main__":

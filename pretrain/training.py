@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 
-import torch
 from accelerate import Accelerator
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
+from pretrain.batches import EvaluationBatches, TrainingBatches
 from pretrain.checkpoints import Checkpoints, find_checkpoints
 from pretrain.configuration import PretrainConfig
-from pretrain.errors import UserError
+from pretrain.errors import Stopped, UserError
 from pretrain.monitoring import Monitor
-from pretrain.optimization import evaluate, learning_rate, optimizer_step
-from pretrain.packed_data import EvaluationBatches, TrainingBatches
+from pretrain.optimization import evaluate, learning_rate, optimizer_step, seed_step
+from pretrain.progress import Progress
+from pretrain.stopping import StopRequest
 
 
 class DivergenceError(UserError):
@@ -31,59 +32,75 @@ class Run:
     validation: EvaluationBatches
     checkpoints: Checkpoints
     monitor: Monitor
+    progress: Progress
+    stop: StopRequest
 
 
-def train(run: Run, start: int) -> float:
-    """Train from step `start` to the end and return the validation loss there.
+def train(run: Run) -> float:
+    """Train from the steps done to the end and return the validation loss there.
 
     Raises:
-        DivergenceError: after `max_skipped_steps` steps in a row whose loss or gradient was not finite.
+        DivergenceError: after `max_skipped_in_a_row` steps whose loss or gradient was not finite.
+        Stopped: where a signal or `max_time` ends the run early, once there is a checkpoint.
     """
-    config, monitor = run.config, run.monitor
+    config, monitor, progress = run.config, run.monitor, run.progress
     validation_loss = None
-    if start:
-        monitor.say(f"Going on from step {start:,} of {config.max_steps:,}")
+    if progress.step:
+        monitor.say(f"Going on from step {progress.step:,} of {config.max_steps:,}")
     run.model.train()
-    for step, batch in enumerate(_batches(run, start), start=start):
+    for step, micro_batches in enumerate(_batches(run), start=progress.step):
         rate = learning_rate(step, config)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
-        result = optimizer_step(run.accelerator, run.model, run.optimizer, batch, config.max_grad_norm)
-        done = step + 1
-        monitor.step_done(done, result, rate)
+        seed_step(config.seed, step, run.accelerator.process_index)
+        result = optimizer_step(
+            run.accelerator, run.model, run.optimizer, micro_batches, config.max_grad_norm, run.stop.requested()
+        )
+        progress.step = step + 1
+        progress.skipped += result.skipped
+        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
+        monitor.step_done(progress, result, rate)
         _check_divergence(run)
 
-        last = done == config.max_steps
-        if last or (config.eval_steps and done % config.eval_steps == 0):
+        last = progress.step == config.max_steps
+        if last or (config.eval_steps and progress.step % config.eval_steps == 0):
             validation_loss = monitor.untimed(evaluate, run.accelerator, run.model, run.validation)
-            monitor.evaluated(done, validation_loss)
-        if last or (config.save_steps and done % config.save_steps == 0):
-            monitor.untimed(run.checkpoints.save, done, {"steps": done, "validation_loss": validation_loss})
+            if validation_loss < progress.best_loss:
+                progress.best_step, progress.best_loss = progress.step, validation_loss
+            monitor.evaluated(progress.step, validation_loss)
+        if last or result.stop or (config.save_steps and progress.step % config.save_steps == 0):
+            metrics = {"steps": progress.step, "validation_loss": validation_loss}
+            monitor.untimed(run.checkpoints.save, run.model, run.optimizer, progress, metrics)
+        if result.stop and not last:
+            monitor.close()
+            raise Stopped(
+                f"Stopped at step {progress.step:,} of {config.max_steps:,} with a checkpoint. "
+                "The same command goes on from it."
+            )
     monitor.close()
     if validation_loss is None:  # there was nothing left to do
         validation_loss = evaluate(run.accelerator, run.model, run.validation)
     return validation_loss
 
 
-def _batches(run: Run, start: int) -> DataLoader:
-    """The batches of the steps from `start` on. Item k depends on k alone, so starting late costs nothing."""
+def _batches(run: Run) -> DataLoader:
+    """The batches of the steps that are left. Item k depends on k alone, so starting late costs nothing."""
     return DataLoader(
         run.training,
         batch_size=None,
-        sampler=range(start, run.config.max_steps),
+        sampler=range(run.progress.step, run.config.max_steps),
         num_workers=run.config.dataloader_num_workers,
         pin_memory=run.accelerator.device.type == "cuda",
         multiprocessing_context="fork" if run.config.dataloader_num_workers else None,
-        generator=torch.Generator(),  # its own: making an iterator draws a number, which dropout would miss
     )
 
 
 def _check_divergence(run: Run):
-    if run.monitor.skipped_in_a_row < run.config.max_skipped_steps:
+    if run.progress.skipped_in_a_row < run.config.max_skipped_in_a_row:
         return
     good = find_checkpoints(run.checkpoints.folder)
     raise DivergenceError(
-        f"{run.monitor.skipped_in_a_row} steps in a row had a loss or gradient that was not finite. "
+        f"{run.progress.skipped_in_a_row} steps in a row had a loss or gradient that was not finite. "
         + (f"The last good checkpoint is {good[-1]}. " if good else "There is no checkpoint yet. ")
         + "Lower the learning_rate or lengthen the warm-up."
     )

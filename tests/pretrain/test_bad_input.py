@@ -98,7 +98,7 @@ def test_file_that_is_not_there(config_file: Callable, script: Callable, tmp_pat
         (["--batch_size", "many"], ["batch_size", "'many'", "whole number"]),
         (["--model.hiden_size", "32"], ["hiden_size", "'hidden_size'"]),
         (["--model.vocab_size", "100"], ["model.vocab_size", "100", "400"]),
-        (["--gradient_accumulation_steps", "3"], ["batch_size is 16", "gradient_accumulation_steps 3"]),
+        (["--max_time", "soon"], ["max_time is 'soon'", "HH:MM:SS"]),
         (["--max_length", "64"], ["max_length is 64", "max_position_embeddings"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",

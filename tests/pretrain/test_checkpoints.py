@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from modeling_luna import LunaForMaskedLM
-from pretrain.checkpoints import FIXED, ResumeError, find_checkpoints
+from pretrain.checkpoints import FIXED, ResumeError, find_checkpoints, find_damage
+from pretrain.errors import STOPPED, Stopped
 from pretrain.tokenizer import load_tokenizer
 
 
@@ -37,7 +40,8 @@ print(json.dumps({
 @pytest.fixture
 def run(build_config: Callable, tmp_path: Path) -> Callable:
     """The configuration of a run of twelve steps with a checkpoint at every fourth."""
-    return lambda **changes: build_config(tmp_path, **{"max_steps": 12, "save_steps": 4, "eval_steps": 4} | changes)
+    values = {"output_dir": tmp_path, "max_steps": 12, "save_steps": 4, "eval_steps": 4}
+    return lambda **changes: build_config(**values | changes)
 
 
 def steps(folder: Path) -> list[int]:
@@ -75,7 +79,7 @@ def test_each_checkpoint_holds_model_tokenizer_card_and_progress(run: Callable, 
         for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"):
             assert (folder / name).stat().st_size > 0
         progress = json.loads((folder / "training_state" / "progress.json").read_text(encoding="utf-8"))
-        assert progress["step"] == step
+        assert progress["progress"]["step"] == step
     first, last = (load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in (4, 12))
     assert first.keys() == last.keys()
     # No loss reaches the last norm of the packed sequence.
@@ -91,6 +95,13 @@ def test_old_checkpoints_are_deleted_over_the_limit(run: Callable, train: Callab
     assert steps(tmp_path) == [8, 12]
 
 
+def test_multiples_of_keep_every_and_the_best_checkpoint_stay(run: Callable, train: Callable, tmp_path: Path):
+    metrics = train(run(max_steps=32, save_total_limit=1, keep_every=12, learning_rate=2e-2, eval_steps=8))
+    losses = {record["step"]: record["validation_loss"] for record in metrics if "validation_loss" in record}
+    best = min(losses, key=losses.get)
+    assert steps(tmp_path) == sorted({12, 24, 32, best})
+
+
 def test_checkpoints_are_ordered_by_step(tmp_path: Path):
     for name in ("checkpoint-900", "checkpoint-1000", "checkpoint-20", "checkpoint-5000.partial", "checkpoint-x"):
         (tmp_path / name).mkdir()
@@ -102,12 +113,12 @@ def test_partial_checkpoint_is_ignored_and_replaced(run: Callable, train: Callab
     shutil.rmtree(tmp_path / "checkpoint-8")
     # What a kill in the middle of the save at step 12 leaves.
     (tmp_path / "checkpoint-12").rename(tmp_path / "checkpoint-12.partial")
-    (tmp_path / "checkpoint-12.partial" / "training_state" / "optimizer.bin").unlink()
+    (tmp_path / "checkpoint-12.partial" / "training_state" / "optimizer.safetensors").unlink()
     capsys.readouterr()
     metrics = train(run())
     assert "Going on from step 4 of 12" in capsys.readouterr().out
     assert steps(tmp_path) == [4, 8, 12]
-    assert (tmp_path / "checkpoint-12" / "training_state" / "optimizer.bin").exists()
+    assert (tmp_path / "checkpoint-12" / "training_state" / "optimizer.safetensors").exists()
     assert not (tmp_path / "checkpoint-12.partial").exists()
     assert [record.get("loss") for record in metrics] == [record.get("loss") for record in expected]
 
@@ -137,7 +148,7 @@ def test_run_on_text_that_has_changed_is_refused(run: Callable, train: Callable,
 
 def test_keys_that_are_not_fixed_may_change(run: Callable, train: Callable, tmp_path: Path):
     train(run(max_steps=5))
-    changes = {"max_steps": 8, "learning_rate": 1e-3, "gradient_accumulation_steps": 2, "eval_steps": 0}
+    changes = {"max_steps": 8, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "eval_steps": 0}
     assert not set(changes) & set(FIXED)
     metrics = train(run(**changes))
     assert [record["step"] for record in metrics if "loss" in record] == list(range(1, 9))
@@ -165,13 +176,68 @@ def test_fewer_steps_than_done_are_refused(run: Callable, train: Callable):
         train(run(max_steps=5))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "training_state/optimizer.bin"])
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state/optimizer.safetensors"])
 def test_damaged_checkpoint_is_named(run: Callable, train: Callable, tmp_path: Path, name: str):
     train(run(max_steps=5))
     damaged = tmp_path / "checkpoint-5" / name
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    with pytest.raises(ResumeError, match=r"checkpoint-5 is damaged .* delete it"):
+    with pytest.raises(ResumeError, match=r"checkpoint-5 is damaged: .* is not as it was written.* previous"):
         train(run(max_steps=6))
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "training_state/optimizer.safetensors", "training_state/progress.json"]
+)
+def test_flipped_byte_is_refused_and_passed_over_on_request(
+    run: Callable, train: Callable, tmp_path: Path, capsys, name: str
+):
+    expected = train(run())
+    damaged = tmp_path / "checkpoint-12" / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0x80
+    damaged.write_bytes(content)
+    with pytest.raises(ResumeError, match="checkpoint-12 is damaged: .*on_bad_checkpoint previous"):
+        train(run())
+    capsys.readouterr()
+    metrics = train(run(on_bad_checkpoint="previous"))
+    output = capsys.readouterr().out
+    assert "checkpoint-12 is damaged" in output and "Going on from step 8 of 12" in output
+    assert [record.get("loss") for record in metrics] == [record.get("loss") for record in expected]
+    assert find_damage(tmp_path / "checkpoint-12") is None
+
+
+def test_checkpoint_of_another_model_is_refused(run: Callable, train: Callable, tmp_path: Path):
+    train(run(max_steps=5))
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ResumeError, match="checkpoint-5 is of another model: luna.*is of the shape"):
+        train(run(max_steps=6, model={"intermediate_size": 48}))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_makes_a_checkpoint_and_ends_the_run(
+    run: Callable, train: Callable, start: Callable, python: Callable, write_config: Callable, tmp_path: Path, number
+):
+    changes = {"max_steps": 400, "save_steps": 0, "eval_steps": 0, "logging_steps": 1}
+    config = write_config(run(**changes, output_dir=str(tmp_path / "run")), tmp_path / "run.yaml")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with start("pretrain/run_mlm.py", config) as process:
+        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+            time.sleep(0.02)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, errors
+    (step,) = steps(tmp_path / "run")
+    assert step < 400 and f"Stopped at step {step} of 400 with a checkpoint" in output
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == step
+
+
+def test_limit_of_time_makes_a_checkpoint_and_the_run_goes_on(run: Callable, train: Callable, tmp_path: Path):
+    expected = train(run(output_dir=str(tmp_path / "whole")))
+    for step in (1, 2):
+        with pytest.raises(Stopped, match=f"Stopped at step {step} of 12"):
+            train(run(max_time="00:00:00", output_dir=str(tmp_path / "run")))
+    metrics = train(run(output_dir=str(tmp_path / "run")))
+    assert [(r["step"], r.get("loss")) for r in metrics] == [(r["step"], r.get("loss")) for r in expected]
 
 
 def test_folder_of_a_run_that_goes_on_is_refused(run: Callable, train: Callable, tmp_path: Path):

@@ -176,7 +176,7 @@ def test_the_usage_where_no_file_is_named(arguments: list[str]) -> None:
     [
         ("--max_steps 0", "max_steps is 0: it must be at least 1."),
         ("--batch_size 0", "batch_size is 0: it must be at least 1."),
-        ("--gradient_accumulation_steps 0", "gradient_accumulation_steps is 0: it must be at least 1."),
+        ("--per_device_train_batch_size 0", "per_device_train_batch_size is 0: it must be at least 1, or null."),
         ("--logging_steps 0", "logging_steps is 0: it must be at least 1."),
         ("--eval_steps -1", "eval_steps is -1: it must not be negative."),
         ("--save_steps -1", "save_steps is -1: it must not be negative."),

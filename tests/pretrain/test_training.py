@@ -62,12 +62,12 @@ def test_one_process_learns_and_the_corpus_has_a_padded_row(reference: list[dict
     prepared = prepare(config)
     for split in ("train", "validation"):
         rows = PackedRows.open(prepared, split, config.max_length)
-        assert rows.pad_token_id in rows[[len(rows) - 1]]
+        assert rows.pad_token_id in rows[[len(rows) - 1]].ids
         assert len(rows) % 16 and len(rows) < 30 * 16 / 3
 
 
 def test_accumulation_does_not_change_the_curve(reference, curve_config: Callable, train: Callable, tmp_path: Path):
-    metrics = train(curve_config(tmp_path / "run", gradient_accumulation_steps=4))
+    metrics = train(curve_config(tmp_path / "run", per_device_train_batch_size=4))
     assert_same_curve(metrics, reference, 1e-4)
 
 
@@ -83,7 +83,7 @@ def test_two_processes_do_not_change_the_curve(
     accumulation: int,
 ):
     run = tmp_path / "run"
-    config = curve_config(run, gradient_accumulation_steps=accumulation)
+    config = curve_config(run, per_device_train_batch_size=8 // accumulation)
     finished = python(*TWO_PROCESSES, "pretrain/run_mlm.py", write_config(config, tmp_path / "run.yaml"))
     assert finished.returncode == 0, finished.stderr
     assert "2 on cpu" in finished.stdout
@@ -137,9 +137,9 @@ from pretrain.monitoring import Monitor
 
 step_done = Monitor.step_done
 
-def kill_after_13_steps(self, step, *arguments):
-    step_done(self, step, *arguments)
-    if step == 13:
+def kill_after_13_steps(self, progress, *arguments):
+    step_done(self, progress, *arguments)
+    if progress.step == 13:
         os.kill(os.getpid(), signal.SIGKILL)
 
 Monitor.step_done = kill_after_13_steps
@@ -242,7 +242,7 @@ def test_step_that_is_not_finite_is_skipped_and_counted(
 def test_run_that_diverges_ends_with_the_last_good_checkpoint(
     build_config: Callable, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    config = build_config(tmp_path, max_steps=20, save_steps=4, max_skipped_steps=3, eval_steps=0)
+    config = build_config(tmp_path, max_steps=20, save_steps=4, max_skipped_in_a_row=3, eval_steps=0)
     forward = LunaForMaskedLM.forward
     calls = 0
 
@@ -264,4 +264,4 @@ def test_run_that_diverges_ends_with_the_last_good_checkpoint(
 
 def test_rate_far_too_high_diverges(build_config: Callable, train: Callable, tmp_path: Path):
     with pytest.raises(DivergenceError, match="There is no checkpoint yet"):
-        train(build_config(tmp_path, learning_rate=1e30, warmup_steps=0, max_skipped_steps=2))
+        train(build_config(tmp_path, learning_rate=1e30, warmup_steps=0, max_skipped_in_a_row=2))

@@ -1,0 +1,20 @@
+"""How far a run has come."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Progress:
+    """What a run has done so far, over all its launches; each checkpoint holds it.
+
+    Args:
+        step: steps done.
+        skipped, skipped_in_a_row: of them those that left the weights alone, as a number was not finite.
+        best_step, best_loss: the evaluation with the lowest validation loss.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_step: int | None = None
+    best_loss: float = float("inf")
