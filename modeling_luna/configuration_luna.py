@@ -147,8 +147,8 @@ class LunaConfig(PreTrainedConfig):
             if getattr(self, field) not in ACT2FN:
                 raise ValueError(f"Unknown {field} {getattr(self, field)!r}: choose one of {sorted(ACT2FN)}.")
         for field in ("layer_norm_eps", "initializer_range"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"{field} must be above 0, not {getattr(self, field)}.")
+            if not 0 < getattr(self, field) < float("inf"):
+                raise ValueError(f"{field} must be above 0 and finite, not {getattr(self, field)}.")
         for field in (
             "hidden_dropout_prob",
             "attention_probs_dropout_prob",

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import zipfile
@@ -119,7 +120,7 @@ def convert_checkpoint(
     Args:
         checkpoint_path: `model.pt` of fairseq.
         dict_path: `dict.txt`, the dictionary that the model was trained with.
-        output_dir: a folder that does not exist, or is empty.
+        output_dir: a folder that does not exist, or is empty; not the current one.
         vocab_file, merges_file: `encoder.json` and `vocab.bpe` of GPT-2's BPE; without them no tokenizer is made.
         layernorm: "standard", or "plus_one" where the norms were trained as norm(x) * (weight + 1) + bias.
         head: the classification head to take where there are several; "none" for the masked-LM model.
@@ -150,6 +151,8 @@ def convert_checkpoint(
     tokenizer = None
     if vocab_file is not None and merges_file is not None:
         tokenizer = build_tokenizer(symbols, Path(vocab_file), Path(merges_file), config.max_position_embeddings)
+    else:
+        config.tokenizer_class = None  # AutoTokenizer would make one of this class, without a vocabulary
 
     model_class = LunaForMaskedLM if head is None else LunaForSequenceClassification
     with torch.device("meta"):
@@ -175,10 +178,17 @@ def check_output_dir(output_dir: Path) -> Path:
     try:
         output_dir = output_dir.resolve()
         in_use = output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir()))
+        is_current = output_dir.exists() and output_dir.samefile(".")
+        is_mount = output_dir.is_mount()
     except (OSError, RuntimeError, ValueError) as error:
         raise ConversionError(f"Cannot use {output_dir} as --output_dir: {first_line(error)}.") from error
     if in_use:
         raise ConversionError(f"{output_dir} exists and is not an empty folder: choose another --output_dir.")
+    # An empty folder gives way to the one that is written.
+    if is_current:
+        raise ConversionError(f"{output_dir} is the current folder, which cannot be replaced: name a folder in it.")
+    if is_mount:
+        raise ConversionError(f"{output_dir} is a mount point, which cannot be replaced: name a folder in it.")
     return output_dir
 
 
@@ -212,10 +222,14 @@ def read_checkpoint(path: Path) -> tuple[argparse.Namespace, dict[str, torch.Ten
 
 
 def check_records(path: Path):
-    """Compare the check sums of a zip file, which torch leaves unread where it maps the file into memory."""
+    """Check that a zip file can be mapped into memory, where torch takes all as it is: stored and undamaged."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in file.infolist()):
+            raise ConversionError(
+                f"{path} was packed anew with compression, which torch.save does not use: take the original file."
+            )
         damaged = file.testzip()
     if damaged is not None:
         raise ConversionError(f"{path} is damaged: the check sum of its part {damaged} is wrong. Copy it anew.")
@@ -720,6 +734,16 @@ def push_to_hub(folder: Path, repo_id: str) -> str:
     return str(url)
 
 
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the command as an exception does, so that temporary files are removed."""
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def first_line(message: object) -> str:
     lines = str(message).strip().splitlines()
     return lines[0].rstrip(".") if lines else ""
@@ -734,7 +758,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dict_path", type=Path, help="dict.txt that the model was trained with")
     parser.add_argument("--vocab_file", type=Path, help="encoder.json of GPT-2's BPE, for the tokenizer")
     parser.add_argument("--merges_file", type=Path, help="vocab.bpe of GPT-2's BPE, for the tokenizer")
-    parser.add_argument("--output_dir", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument("--output_dir", type=Path, required=True, help="a new or empty folder, not the current one")
     parser.add_argument(
         "--layernorm",
         choices=("standard", "plus_one"),
@@ -755,6 +779,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+@exit_on_sigterm()
 def main(arguments: list[str] | None = None) -> int:
     options = vars(parse_arguments(arguments))
     repo_id = options.pop("push_to_hub")

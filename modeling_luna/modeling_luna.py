@@ -721,6 +721,11 @@ class LunaPreTrainedModel(PreTrainedModel):
         "pack_attentions": LunaPackAttention,
     }
 
+    def __init__(self, config: LunaConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        # A configuration is checked when it is made, but `from_pretrained(folder, field=value)` sets fields later.
+        config.validate_architecture()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -759,10 +764,12 @@ class LunaPreTrainedModel(PreTrainedModel):
         Sinusoidal positions go on by themselves.
 
         Raises:
-            ValueError: for less than one position.
+            ValueError: for anything but an int of at least 1.
         """
-        if new_num_position_embeddings < 1:
-            raise ValueError(f"A row must hold at least one token, not {new_num_position_embeddings}.")
+        if type(new_num_position_embeddings) is not int or new_num_position_embeddings < 1:
+            raise ValueError(
+                f"The number of positions must be an int of at least 1, not {new_num_position_embeddings!r}."
+            )
         embeddings = self.base_model.embeddings
         old = self.get_position_embeddings()
         if old is not None:
@@ -838,10 +845,8 @@ class LunaModel(LunaPreTrainedModel):
             ValueError: for a mask of another shape, a document of more than `max_position_embeddings` tokens, or (on a
                 CPU) ids out of range or boundaries that do not fit.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         attention_mask, documents = prepare_rows(
-            input_ids if input_ids is not None else inputs_embeds,
+            the_given_one(input_ids, inputs_embeds),
             attention_mask,
             position_ids,
             cu_seq_lens_q,
@@ -899,6 +904,13 @@ class LunaModel(LunaPreTrainedModel):
             encoder_hidden_states=packed,
         )
         return AttentionPlan(pack_mask, keys=documents), AttentionPlan(unpack_mask, queries=documents)
+
+
+def the_given_one(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+    given = [inputs for inputs in (input_ids, inputs_embeds) if inputs is not None]
+    if len(given) != 1:
+        raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+    return given[0]
 
 
 def prepare_rows(
@@ -1123,7 +1135,7 @@ class LunaForSequenceClassification(LunaPreTrainedModel):
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Divides the summed loss instead of the number of labels in this batch.
         """
-        outputs, logits = classify_documents(
+        outputs, logits, _ = classify_documents(
             self,
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -1164,14 +1176,17 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
         Args:
             input_ids, attention_mask, position_ids, inputs_embeds:
                 As in [`LunaModel.forward`], with a dimension more: `(batch, choices, n)`. Instead, the choices of a
-                question may be the documents of one row, `(batch, 1, n)`.
+                question may be the documents of one row, `(batch, 1, n)`; each row must then have as many.
             labels (`torch.LongTensor` of shape `(batch,)`, *optional*):
                 Which choice is right, from 0.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Divides the summed loss instead of the number of labels in this batch.
+
+        Raises:
+            ValueError: (on a CPU) where the questions have different numbers of choices.
         """
-        batch_size = (input_ids if input_ids is not None else inputs_embeds).shape[0]
-        outputs, logits = classify_documents(
+        num_questions = the_given_one(input_ids, inputs_embeds).shape[0]
+        outputs, logits, documents = classify_documents(
             self,
             **{
                 name: None if value is None else value.flatten(0, 1)
@@ -1184,7 +1199,9 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
             },
             **kwargs,
         )
-        logits = logits.view(batch_size, -1)
+        if documents is not None:
+            check_choices(documents, num_questions)
+        logits = logits.view(num_questions, -1)
         loss = None
         if labels is not None:
             if num_items_in_batch is None:
@@ -1264,10 +1281,12 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
                 As in [`LunaModel.forward`]. Where a row holds several documents, each has its own logits and answer.
             start_positions, end_positions (`torch.LongTensor` of shape `(documents,)`, *optional*):
                 First and last token of the answer, from 0 at the beginning of the document (of the row, where it
-                holds one; padding on the left counts there). Positions outside the row are ignored.
+                holds one; padding on the left counts there). Positions without a token are ignored: at padding,
+                outside the document or negative ones.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Divides the summed losses of start and end instead of the numbers of those in this batch.
         """
-        inputs = input_ids if input_ids is not None else inputs_embeds
-        mask, documents = prepare_rows(inputs, attention_mask, position_ids, **kwargs)
+        mask, documents = prepare_rows(the_given_one(input_ids, inputs_embeds), attention_mask, position_ids, **kwargs)
         outputs = self.luna(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -1284,10 +1303,46 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
 
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+            num_items = kwargs.get("num_items_in_batch")
+            start_loss = position_loss(start_logits, start_positions, mask, num_items)
+            end_loss = position_loss(end_logits, end_positions, mask, num_items)
+            loss = (start_loss + end_loss) / 2
         return LunaQuestionAnsweringOutput(
             loss=loss, start_logits=start_logits, end_logits=end_logits, **recorded_outputs(outputs)
         )
+
+
+def position_loss(
+    logits: torch.Tensor,
+    positions: torch.Tensor,
+    mask: torch.Tensor | None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Cross entropy of logits (documents, n); positions (documents,) without a token are ignored.
+
+    The mean over the other ones, 0 where there are none, or their sum divided by `num_items_in_batch`.
+    """
+    positions = positions.flatten()  # (documents, 1) is allowed, too
+    inside = positions.clamp(0, logits.shape[1] - 1)
+    found = inside == positions
+    if mask is not None:
+        found = found & mask.gather(1, inside.unsqueeze(1)).squeeze(1)
+    loss = nn.functional.cross_entropy(logits.float(), positions.masked_fill(~found, -100), reduction="sum")
+    return loss / (found.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+
+def check_choices(documents: RaggedRows, num_questions: int):
+    """Raise a `ValueError`, on a CPU alone, unless each question has as many documents as the others."""
+    if documents.mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    num_places = documents.shape[0] * documents.shape[1]
+    places = torch.arange(num_places) if documents.index is None else documents.index
+    # Of each token, the question it stands in and the document it belongs to.
+    questions, choices = places // (num_places // num_questions), documents.places // documents.max_length
+    num_choices, rest = divmod(documents.mask.shape[0], num_questions)
+    if rest or (choices // num_choices != questions).any():
+        found = torch.stack((questions, choices)).unique(dim=1)[0].bincount(minlength=num_questions)
+        raise ValueError(f"Each question must have the same number of choices; found {found.tolist()}.")
 
 
 def classify_documents(
@@ -1297,10 +1352,12 @@ def classify_documents(
     position_ids: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
     **kwargs: Unpack[TransformersKwargs],
-) -> tuple[LunaModelOutput, torch.Tensor]:
-    """Run the encoder and the head; return the encoder's outputs and the logits (documents, num_labels)."""
-    inputs = input_ids if input_ids is not None else inputs_embeds
-    mask, documents = prepare_rows(inputs, attention_mask, position_ids, **kwargs)
+) -> tuple[LunaModelOutput, torch.Tensor, RaggedRows | None]:
+    """Run the encoder and the head.
+
+    Returns the encoder's outputs, the logits (documents, num_labels), and the documents where a row may hold several.
+    """
+    mask, documents = prepare_rows(the_given_one(input_ids, inputs_embeds), attention_mask, position_ids, **kwargs)
     outputs = model.luna(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -1309,7 +1366,7 @@ def classify_documents(
         **kwargs,
     )
     logits = model.classifier(outputs.last_hidden_state, outputs.packed_last_hidden_state, mask, documents)
-    return outputs, logits
+    return outputs, logits, documents
 
 
 def recorded_outputs(outputs: LunaModelOutput) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 """LunaConfig: defaults, validation, and the way to and from JSON."""
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 
-from modeling_luna import LunaConfig
+from modeling_luna import LunaConfig, LunaForMaskedLM, LunaForSequenceClassification, LunaModel
 
 
 OFFICIAL_BASE = {
@@ -46,7 +48,7 @@ def test_defaults_are_those_of_the_official_base_model(field: str, value: object
     assert getattr(LunaConfig(), field) == value
 
 
-@pytest.mark.parametrize(
+impossible_values = pytest.mark.parametrize(
     ("field", "value"),
     [
         ("vocab_size", 0),
@@ -66,13 +68,41 @@ def test_defaults_are_those_of_the_official_base_model(field: str, value: object
         ("hidden_dropout_prob", -0.1),
         ("attention_probs_dropout_prob", 1.5),
         ("activation_dropout", 1),
+        ("activation_dropout", math.nan),
+        ("layer_norm_eps", 0),
+        ("layer_norm_eps", math.nan),
+        ("layer_norm_eps", math.inf),
+        ("initializer_range", -0.1),
+        ("initializer_range", math.nan),
+        ("initializer_range", math.inf),
         ("pad_token_id", -1),
         ("pad_token_id", 50265),
     ],
 )
+
+
+@impossible_values
 def test_value_that_cannot_work(field: str, value: object):
     with pytest.raises(StrictDataclassClassValidationError, match=rf"{field}\b.*{value}"):
         LunaConfig(**{field: value})
+
+
+@impossible_values
+def test_value_that_is_set_later(tiny_config: Callable, field: str, value: object):
+    config = tiny_config()
+    setattr(config, field, value)
+    with pytest.raises(ValueError, match=rf"{field}\b.*{value}"):
+        LunaModel(config)
+
+
+@pytest.mark.parametrize("model_class", [LunaModel, LunaForMaskedLM, LunaForSequenceClassification])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_attention_heads", 7), ("hidden_act", "foo"), ("projection_length", 0), ("conv_kernel_size", 4)],
+)
+def test_value_that_is_set_while_loading(saved_folder: Path, model_class: type, field: str, value: object):
+    with pytest.raises(ValueError, match=rf"{field}\b.*{value}"):
+        model_class.from_pretrained(saved_folder, **{field: value})
 
 
 @pytest.mark.parametrize(

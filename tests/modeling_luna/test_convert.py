@@ -4,8 +4,10 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 import torch
 from hub_stand_in import hub_environment, hub_stand_in
 from official_luna import FIXTURES, HEADS, convert_case
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, RobertaTokenizer
 
 from modeling_luna import LunaConfig, LunaForMaskedLM, LunaForMultipleChoice
 from modeling_luna import convert_luna_fairseq_to_hf as converter
@@ -116,6 +118,17 @@ def test_card_says_what_the_model_is(run: Callable, tmp_path: Path):
         assert part in card
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert f"{model.num_parameters():,} parameters" in card
+
+
+def test_folder_without_a_tokenizer(run: Callable, saved_folder: Path, tmp_path: Path):
+    """Nothing stands in for the tokenizer, until the user puts one into the folder."""
+    assert run()[0] == 0
+    with pytest.raises(ValueError, match="tokenizer"):
+        AutoTokenizer.from_pretrained(tmp_path / "out")
+    AutoTokenizer.from_pretrained(saved_folder).save_pretrained(tmp_path / "out")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert type(loaded) is RobertaTokenizer
+    assert len(loaded) > 256
 
 
 def test_configuration_comes_from_the_arguments(change: Callable, tmp_path: Path):
@@ -467,6 +480,26 @@ def test_a_flipped_bit(change: Callable, refused: Callable):
     assert f"{path} is damaged: the check sum of its part" in error
 
 
+def pack_anew(path: Path, compression: int) -> Path:
+    packed = path.with_name("packed.pt")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return packed
+
+
+def test_file_that_is_compressed(change: Callable, refused: Callable):
+    packed = pack_anew(change(lambda checkpoint: None), zipfile.ZIP_DEFLATED)
+    assert f"{packed} was packed anew with compression" in refused(checkpoint_path=packed)
+
+
+def test_file_that_is_packed_anew_without_compression(change: Callable, run: Callable, tmp_path: Path):
+    path = change(lambda checkpoint: None)
+    assert run(checkpoint_path=pack_anew(path, zipfile.ZIP_STORED))[0] == 0
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.luna.layers[1].mlp.fc1.weight, load(path)["model"][FC1])
+
+
 def test_paths_that_cannot_be(refused: Callable, tmp_path: Path):
     assert "Cannot use" in refused(output_dir=tmp_path / ("x" * 300))
     assert "damaged" in refused(checkpoint_path=tmp_path / ("x" * 300))
@@ -523,6 +556,25 @@ def test_output_folder_must_be_new_or_empty(refused: Callable, run: Callable, tm
     assert (folder / "config.json").is_file()
 
 
+def test_output_folder_is_not_the_current_one(
+    refused: Callable, run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    for name in (".", tmp_path / "out", tmp_path / "link"):
+        assert f"{tmp_path / 'out'} is the current folder" in refused(output_dir=name)
+    assert run(output_dir="below")[0] == 0
+    assert (tmp_path / "out/below/config.json").is_file()
+
+
+def test_output_folder_is_no_mount_point(refused: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
+    monkeypatch.setattr(converter, "read_checkpoint", lambda path: pytest.fail("refused too late"))
+    assert f"{tmp_path / 'out'} is a mount point" in refused()
+
+
 def fail_to_save(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
@@ -539,6 +591,23 @@ def test_nothing_is_left_of_a_conversion_that_fails(
 ):
     monkeypatch.setattr(converter, name, replacement)
     assert message in refused()
+
+
+def test_nothing_is_left_after_sigterm(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(converter, "model_card", lambda *args: signal.raise_signal(signal.SIGTERM))
+
+    def unhandled(*args):
+        raise AssertionError("SIGTERM reached the handler from outside")
+
+    previous = signal.signal(signal.SIGTERM, unhandled)
+    try:
+        code = run()[0]
+        after = signal.getsignal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert code == 143
+    assert list(tmp_path.iterdir()) == []
+    assert after is unhandled
 
 
 # The Hub.

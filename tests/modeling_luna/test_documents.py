@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several documents in one row give what the padded batch gives, in every attention implementation."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -173,6 +174,20 @@ def test_question_answering(build: Callable, implementation: str):
         torch.testing.assert_close(result[name], expected[name], **TOLERANCE)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["position_ids", "collator", "two rows"])
+def test_answer_outside_its_document(build: Callable, form: str):
+    """The fifth token of a document of three, though longer documents have one."""
+    rows = random_rows(LENGTHS)
+    model = build("eager", LunaForQuestionAnswering)
+    starts, ends = torch.tensor([4, 1, -1, 0, 2]), torch.tensor([2, 6, 9, 0, 9])
+    batch = in_two_rows(rows) if form == "two rows" else in_one_row(rows, form)
+    outputs = model(**batch, start_positions=starts, end_positions=ends)
+    start_loss = outputs.start_logits.log_softmax(-1)[[1, 3, 4], [1, 0, 2]].mean()
+    end_loss = outputs.end_logits.log_softmax(-1)[[0, 2, 3], [2, 9, 0]].mean()
+    torch.testing.assert_close(outputs.loss, -(start_loss + end_loss) / 2)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_choices_as_documents_of_a_row(build: Callable, implementation: str):
     rows = random_rows((3, 9, 7, 5))
@@ -188,6 +203,47 @@ def test_choices_as_documents_of_a_row(build: Callable, implementation: str):
     )
     torch.testing.assert_close(result.logits, expected.logits, **TOLERANCE)
     torch.testing.assert_close(result.loss, expected.loss, **TOLERANCE)
+
+
+# Boundaries of documents in two rows of six tokens, one row a question.
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("boundaries", "found"),
+    [
+        ([0, 6, 7, 9, 12], [1, 3]),
+        ([0, 2, 4, 6, 12], [3, 1]),
+        ([0, 1, 6, 12], [2, 1]),
+        ([0, 9, 12], [1, 2]),  # a document that two questions share
+    ],
+)
+def test_questions_with_different_numbers_of_choices(tiny_model: Callable, boundaries: list[int], found: list[int]):
+    model = tiny_model(LunaForMultipleChoice)
+    message = re.escape(f"Each question must have the same number of choices; found {found}.")
+    batch = {"input_ids": torch.full((2, 1, 6), 5)}
+    with pytest.raises(ValueError, match=message):
+        model(**batch, cu_seq_lens_q=torch.tensor(boundaries))
+    if 6 in boundaries:
+        positions = torch.cat([torch.arange(length) for length in torch.tensor(boundaries).diff()])
+        with pytest.raises(ValueError, match=message):
+            model(**batch, position_ids=positions.view(2, 1, 6))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("boundaries", [[0, 2, 6, 6, 12], [0, 2, 6, 10, 12]])
+@pytest.mark.parametrize("masked", [False, True])
+def test_choice_without_tokens(tiny_model: Callable, boundaries: list[int], masked: bool):
+    """A choice that fills up the number, empty or of padding alone, counts as one."""
+    model = tiny_model(LunaForMultipleChoice)
+    input_ids, mask = torch.arange(5, 17).view(2, 1, 6), torch.ones(2, 1, 6)
+    if masked:
+        mask[0, 0, 2:] = 0
+    logits = model(input_ids, attention_mask=mask, cu_seq_lens_q=torch.tensor(boundaries)).logits
+    assert logits.shape == (2, 2)
+    torch.testing.assert_close(logits[0, 0], model(input_ids[:1, :, :2]).logits[0, 0], **TOLERANCE)
+    if 10 in boundaries:
+        torch.testing.assert_close(logits[1, 1], model(input_ids[1:, :, 4:]).logits[0, 0], **TOLERANCE)
+    else:
+        torch.testing.assert_close(logits[1, 1], model(input_ids[1:]).logits[0, 0], **TOLERANCE)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from modeling_luna import LunaForMaskedLM, LunaModel
+from modeling_luna.modeling_luna import AUTO_CLASSES
 
 
 VOCABULARY, POSITIONS = 53, 32
@@ -19,11 +20,14 @@ def model(tiny_model: Callable) -> LunaModel:
     return tiny_model()
 
 
-def test_exactly_one_of_ids_and_embeddings(model: LunaModel):
+@pytest.mark.parametrize("model_class", AUTO_CLASSES.values())
+def test_exactly_one_of_ids_and_embeddings(tiny_model: Callable, model_class: type):
+    model = tiny_model(model_class)
+    shape = (1, 1, 4) if model_class is AUTO_CLASSES["AutoModelForMultipleChoice"] else (1, 4)
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model()
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
-        model(torch.full((1, 4), 5), inputs_embeds=torch.zeros(1, 4, 24))
+        model(torch.full(shape, 5), inputs_embeds=torch.zeros(*shape, 24))
 
 
 @pytest.mark.parametrize("shape", [(2, 8), (1, 9), (9, 2), (2, 1, 9, 9), (9,)])

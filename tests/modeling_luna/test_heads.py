@@ -335,6 +335,37 @@ def test_loss_of_answers(build: Callable):
     torch.testing.assert_close(outputs.loss, sum(losses) / 2)
 
 
+no_token = pytest.mark.parametrize("position", [6, -1, -100, 13, 1000])  # 6 is padding in the first two rows
+
+
+@torch.no_grad()
+@each_side
+@no_token
+def test_answer_where_no_token_is(build: Callable, side: str, position: int):
+    model = build(LunaForQuestionAnswering)
+    input_ids, mask = padded(random_rows(), side, extra=2)
+    starts, ends = torch.tensor([position, position, 4]), torch.tensor([position, position, 8])
+    outputs = model(input_ids, attention_mask=mask, start_positions=starts, end_positions=ends)
+    start_loss = cross_entropy_by_hand(outputs.start_logits[2:], [4])
+    end_loss = cross_entropy_by_hand(outputs.end_logits[2:], [8])
+    torch.testing.assert_close(outputs.loss, (start_loss + end_loss) / 2)
+
+
+@no_token
+@pytest.mark.parametrize("num_items", [None, 2])
+def test_no_answer_at_all(build: Callable, position: int, num_items: int | None):
+    model = build(LunaForQuestionAnswering).train()
+    input_ids, mask = padded(random_rows((3, 6)), extra=7)
+    answers = torch.full((2,), position)
+    outputs = model(
+        input_ids, attention_mask=mask, start_positions=answers, end_positions=answers, num_items_in_batch=num_items
+    )
+    outputs.loss.backward()
+    assert outputs.loss == 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.eq(0).all(), name
+
+
 @torch.no_grad()
 def test_loss_of_choices(build: Callable):
     model = build(LunaForMultipleChoice)

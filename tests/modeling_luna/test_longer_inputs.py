@@ -84,9 +84,11 @@ def test_dtype_and_frozen_positions_stay_so(tiny_model: Callable, dtype: torch.d
     assert not weight.requires_grad
 
 
-@pytest.mark.parametrize("positions", [0, -3])
-def test_no_positions_at_all(tiny_model: Callable, positions: int):
+@pytest.mark.parametrize("positions", [0, -3, True, 40.0, "40"])
+def test_no_number_of_positions(tiny_model: Callable, positions: object):
     model = tiny_model()
-    with pytest.raises(ValueError, match=f"at least one token, not {positions}"):
+    old = model.get_position_embeddings()
+    with pytest.raises(ValueError, match=f"an int of at least 1, not {positions!r}"):
         model.resize_position_embeddings(positions)
     assert model.config.max_position_embeddings == POSITIONS
+    assert model.get_position_embeddings() is old
