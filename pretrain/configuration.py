@@ -88,7 +88,7 @@ class PretrainConfig:
     max_skipped_in_a_row: int = 10
 
     # What is written, in steps. Of the checkpoints the newest `save_total_limit`, those at multiples of `keep_every`
-    # and the one with the lowest validation loss stay.
+    # and the one with the lowest validation loss at its own step stay.
     logging_steps: int = 10
     eval_steps: int = 100
     max_eval_rows: int | None = None

@@ -90,7 +90,8 @@ def optimizer_step(
 
     if deepspeed:  # it clips, and leaves the weights alone where a gradient is not finite
         engine.step()
-        gradient_norm = float(engine.get_global_grad_norm() or math.nan)
+        norm = engine.get_global_grad_norm()
+        gradient_norm = math.nan if norm is None else float(norm)
         skipped = bool(engine.optimizer.overflow)
     else:
         gradient_norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))

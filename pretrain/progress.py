@@ -10,7 +10,7 @@ class Progress:
     Args:
         step: steps done.
         skipped, skipped_in_a_row: of them those that left the weights alone, as a number was not finite.
-        best_step, best_loss: the evaluation with the lowest validation loss.
+        best_step, best_loss: of the checkpoints evaluated at their own step, the one with the lowest validation loss.
     """
 
     step: int = 0

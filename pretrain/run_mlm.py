@@ -10,11 +10,12 @@
 """
 
 import sys
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pretrain.configuration import PretrainConfig, load_config
-from pretrain.errors import UserError, report_user_errors
+from pretrain.errors import Stopped, UserError, report_user_errors
 
 
 if TYPE_CHECKING:
@@ -42,8 +43,14 @@ def main(config: PretrainConfig):
         (problem,) = broadcast_object_list([problem])  # all processes end, not one with the others waiting for it
         if problem is not None:
             raise problem
-        pretrain(config, accelerator, plan)
+        stopped = None
+        try:
+            pretrain(config, accelerator, plan)
+        except Stopped as error:  # in all processes at the same step
+            stopped = str(error)
     end_processes(accelerator)
+    if stopped:
+        raise Stopped(stopped)
 
 
 def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPlan"):
@@ -63,9 +70,10 @@ def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPla
     from pretrain.tokenizer import load_tokenizer
     from pretrain.training import Run, train
 
-    stop = StopRequest(config.max_time_seconds())
+    deadline = time.monotonic() + config.max_time_seconds()
     main_process = accelerator.is_main_process
     prepared = prepare(config, quiet=not main_process)
+    stop = StopRequest(deadline)
     manifest = read_manifest(prepared)
     tokenizer = load_tokenizer(str(prepared / "tokenizer"))
     tokenizer.model_max_length = config.max_length  # prepared data serve runs with rows of any length

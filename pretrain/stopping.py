@@ -5,14 +5,17 @@ import time
 
 
 class StopRequest:
-    """Whether this process has been asked to stop since it was made.
+    """Whether this process has been asked to stop since training began.
+
+    Made after the preparation of the data, which a signal ends at once as it does other programs: it goes on from
+    nothing, and the processes that it starts must not inherit these handlers.
 
     Args:
-        max_seconds: after which it counts as asked.
+        deadline: on the clock of `time.monotonic`; from then on it counts as asked.
     """
 
-    def __init__(self, max_seconds: float):
-        self.deadline = time.monotonic() + max_seconds
+    def __init__(self, deadline: float):
+        self.deadline = deadline
         self.signalled = False
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)

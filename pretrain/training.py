@@ -63,12 +63,13 @@ def train(run: Run) -> float:
         _check_divergence(run)
 
         last = progress.step == config.max_steps
+        saving = last or result.stop or (config.save_steps and progress.step % config.save_steps == 0)
         if last or (config.eval_steps and progress.step % config.eval_steps == 0):
             validation_loss = monitor.untimed(evaluate, run.accelerator, run.model, run.validation)
-            if validation_loss < progress.best_loss:
+            if saving and validation_loss < progress.best_loss:
                 progress.best_step, progress.best_loss = progress.step, validation_loss
             monitor.evaluated(progress.step, validation_loss)
-        if last or result.stop or (config.save_steps and progress.step % config.save_steps == 0):
+        if saving:
             metrics = {"steps": progress.step, "validation_loss": validation_loss}
             monitor.untimed(run.checkpoints.save, run.model, run.optimizer, progress, metrics)
         if result.stop and not last:

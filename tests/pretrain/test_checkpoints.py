@@ -14,7 +14,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from modeling_luna import LunaForMaskedLM
-from pretrain.checkpoints import FIXED, ResumeError, find_checkpoints, find_damage
+from pretrain.checkpoints import FIXED, ResumeError, find_checkpoints, find_damage, read_state
 from pretrain.errors import STOPPED, Stopped
 from pretrain.tokenizer import load_tokenizer
 
@@ -229,6 +229,50 @@ def test_signal_makes_a_checkpoint_and_ends_the_run(
     (step,) = steps(tmp_path / "run")
     assert step < 400 and f"Stopped at step {step} of 400 with a checkpoint" in output
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == step
+
+
+def test_signal_during_preparation_ends_the_run_at_once(
+    run: Callable, start: Callable, sentences: Callable, write_config: Callable, tmp_path: Path
+):
+    text = sentences(tmp_path / "text.txt", documents=30_000)
+    changes = {"data": str(text), "prepared_dir": str(tmp_path / "prepared"), "num_proc": 2}
+    config = write_config(run(**changes, output_dir=str(tmp_path / "run")), tmp_path / "run.yaml")
+    with start("pretrain/run_mlm.py", config) as process:
+        for line in process.stdout:
+            if line.startswith("Reading"):
+                break
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+    assert not steps(tmp_path / "run") and not list((tmp_path / "prepared").glob("*/manifest.json"))
+
+
+@pytest.mark.slow
+def test_signal_to_the_launcher_of_two_processes(
+    run: Callable, start: Callable, write_config: Callable, tmp_path: Path
+):
+    changes = {"max_steps": 2000, "save_steps": 0, "eval_steps": 0, "logging_steps": 1}
+    config = write_config(run(**changes, output_dir=str(tmp_path / "run")), tmp_path / "run.yaml")
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_2_processes.yaml")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with start(*launcher, "pretrain/run_mlm.py", config) as process:
+        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    (step,) = steps(tmp_path / "run")
+    assert step < 2000 and find_damage(tmp_path / "run" / f"checkpoint-{step}") is None, errors
+    with FileLock(tmp_path / "run" / ".lock", timeout=0):  # no process is left that trains
+        pass
+
+
+def test_best_step_is_that_of_a_checkpoint(run: Callable, train: Callable, tmp_path: Path):
+    train(run(max_steps=30, save_steps=10, eval_steps=3, save_total_limit=1, learning_rate=2e-2))
+    for step in steps(tmp_path):
+        progress = read_state(tmp_path / f"checkpoint-{step}")["progress"]
+        assert progress["best_step"] == 30  # the only step that is evaluated and saved
+    assert steps(tmp_path) == [30]
 
 
 def test_limit_of_time_makes_a_checkpoint_and_the_run_goes_on(run: Callable, train: Callable, tmp_path: Path):
