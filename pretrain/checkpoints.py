@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
-from pretrain.errors import UserError
+from pretrain.errors import Stopped, UserError
 from pretrain.files import make_folder, remove_folder, write_folder, write_json, write_text
 from pretrain.model_card import model_card
 from pretrain.progress import Progress
@@ -31,6 +32,7 @@ TRAINING_STATE = "training_state"
 OPTIMIZER_FILE = "optimizer.safetensors"
 BLOCK = 2**24  # bytes read at once
 PROGRESS_FILE = "progress.json"
+STATUS_FILE = "status.json"
 # Keys that decide what a step computes; a run that goes on with others would not be the same run.
 FIXED = (
     "data", "text_column", "documents", "validation_share", "tokenizer", "vocab_size", "max_length", "model_config",
@@ -230,7 +232,7 @@ def _step(folder: Path) -> int:
 
 @contextmanager
 def run_folder(config: PretrainConfig) -> Iterator[None]:
-    """Keep the run's folder to this process, with the resolved configuration in it.
+    """Keep the run's folder to this process, with the resolved configuration and the state of the run in it.
 
     Raises:
         ResumeError: where another process trains into it, or where its checkpoints are of a run with another value of
@@ -241,11 +243,33 @@ def run_folder(config: PretrainConfig) -> Iterator[None]:
     try:
         with FileLock(folder / ".lock", timeout=0):
             _store_config(config, folder)
-            yield
+            with _status(folder / STATUS_FILE):
+                yield
     except Timeout as error:
         raise ResumeError(
             f"Another process trains into {folder}: wait for it, or name another --output_dir."
         ) from error
+
+
+@contextmanager
+def _status(path: Path) -> Iterator[None]:
+    """Keep a file that tells scripts how a run stands, since a launcher ends with its own exit code: "running" (also
+    after a kill -9), "finished", "stopped" (the same command goes on) or "failed"."""
+
+    def write(state: str, message: str = ""):
+        write_json(path, {"state": state, "message": message, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+    write("running")
+    try:
+        yield
+    except Stopped as stopped:
+        write("stopped", str(stopped))
+        raise
+    except BaseException as error:
+        with suppress(OSError):  # the disk may be full
+            write("failed", str(error) or type(error).__name__)
+        raise
+    write("finished")
 
 
 def _store_config(config: PretrainConfig, folder: Path):

@@ -12,6 +12,9 @@ INTERRUPTED = 130  # as shells have it for an interrupt from the keyboard
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 
 
+LOST_PROCESS = ("gloo/transport", "NCCL error", "Connection closed by peer")  # in the errors of torch.distributed
+
+
 class Stopped(Exception):
     """The end of a run that was asked to stop, with a checkpoint; the message says at which step."""
 
@@ -27,19 +30,23 @@ def report_user_errors() -> Iterator[None]:
         yield
     except UserError as error:
         _end(str(error))
-    except Stopped as stopped:
-        print(f"\n{stopped}", flush=True)
+    except Stopped:
         sys.exit(STOPPED)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     except Exception as error:
-        if not is_disk_full(error):
-            raise
-        _end(
-            f"the disk is full: {error}. Nothing half-written was "
-            "kept. Make room, or name another place with --prepared_dir or --output_dir."
-        )
+        if is_disk_full(error):
+            _end(
+                f"the disk is full: {error}. Nothing half-written was "
+                "kept. Make room, or name another place with --prepared_dir or --output_dir."
+            )
+        if any(words in str(error) for words in LOST_PROCESS):
+            _end(
+                "another process of the run has ended or cannot be reached; what it said stands above or in the log "
+                f"of its machine. The same command goes on from the last checkpoint. ({str(error).splitlines()[0]})"
+            )
+        raise
 
 
 def is_disk_full(error: Exception) -> bool:

@@ -30,26 +30,29 @@ def main(config: PretrainConfig):
 
     from pretrain.checkpoints import run_folder
     from pretrain.launch import batch_plan, end_processes, start_accelerator
+    from pretrain.stopping import end_with_launcher
 
+    end_with_launcher()
     accelerator = start_accelerator(config)
     plan = batch_plan(config, accelerator)
-    with ExitStack() as stack:
-        problem = None
-        if accelerator.is_main_process:
-            try:
-                stack.enter_context(run_folder(config))
-            except UserError as error:
-                problem = error
-        (problem,) = broadcast_object_list([problem])  # all processes end, not one with the others waiting for it
-        if problem is not None:
-            raise problem
-        stopped = None
-        try:
+    stopped = None
+    try:
+        with ExitStack() as stack:
+            problem = None
+            if accelerator.is_main_process:
+                try:
+                    stack.enter_context(run_folder(config))
+                except UserError as error:
+                    problem = error
+            (problem,) = broadcast_object_list([problem])  # all processes end, none waits for another
+            if problem is not None:
+                raise problem
             pretrain(config, accelerator, plan)
-        except Stopped as error:  # in all processes at the same step
-            stopped = str(error)
+    except Stopped as error:  # in all processes at the same step
+        stopped = str(error)
     end_processes(accelerator)
     if stopped:
+        accelerator.print(f"\n{stopped}", flush=True)
         raise Stopped(stopped)
 
 

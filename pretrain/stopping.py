@@ -1,7 +1,22 @@
-"""The requests that end a run early, with a checkpoint: SIGTERM, SIGUSR1 and the limit of time."""
+"""The requests that end a run early, with a checkpoint: SIGTERM, SIGUSR1, the limit of time, a dead launcher."""
 
+import ctypes
+import os
 import signal
+import sys
 import time
+
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+def end_with_launcher():
+    """Have this process get SIGTERM when the launcher that started it dies, so that none is left behind.
+
+    Linux alone has this. A process started by hand outlives its shell.
+    """
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch`
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class StopRequest:

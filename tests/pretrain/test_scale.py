@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from modeling_luna import LunaForMaskedLM
 
 
 ONE_PROCESS = "cpu"
-TWO_PROCESSES = ("cpu_2_processes", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload")
+MANY_NODES = "many_nodes"  # two launchers on this machine
+TWO_PROCESSES = ("cpu_2_processes", "ddp", MANY_NODES, "fsdp2", "zero1", "zero2", "zero3", "zero3_offload")
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 needs_deepspeed = pytest.mark.skipif(
     not importlib.util.find_spec("deepspeed") or not shutil.which("g++") or not shutil.which("ninja"),
@@ -24,6 +26,12 @@ needs_deepspeed = pytest.mark.skipif(
 )
 MODES = [pytest.param(mode, marks=needs_deepspeed if "zero" in mode else ()) for mode in TWO_PROCESSES]
 pytestmark = pytest.mark.slow
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +55,28 @@ def launch(
             "per_device_train_batch_size": 4,
         } | changes
         config = write_config(build_config(output_dir, **values), folder / "run.yaml")
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-        process = subprocess.Popen(
-            [*launcher, f"configs/accelerate/{mode}.yaml", "pretrain/run_mlm.py", str(config)],
-            cwd=environment["PYTHONPATH"],
-            env=variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+        launcher += ["--config_file", f"configs/accelerate/{mode}.yaml"]
+        port = free_port()
+        machines = [["--main_process_port", port, "--machine_rank", rank] for rank in "01"]
+        processes = [
+            subprocess.Popen(
+                [*launcher, *options, "pretrain/run_mlm.py", str(config)],
+                cwd=environment["PYTHONPATH"],
+                env=variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for options in (machines if mode == MANY_NODES else [[]])
+        ]
         try:
-            output, errors = process.communicate(timeout=400)
+            outputs = [process.communicate(timeout=400) for process in processes]
         finally:
-            process.kill()
-        assert process.returncode == 0, errors
+            for process in processes:
+                process.kill()
+        output, errors = outputs[0]
+        assert not any(process.returncode for process in processes), errors
         assert ("1 on cpu" if mode == ONE_PROCESS else "2 on cpu") in output
         lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         records = [json.loads(line) for line in lines]

@@ -1,0 +1,40 @@
+#!/bin/bash
+# Pretraining on several machines under SLURM: `sbatch pretrain/slurm.sh configs/pretrain/NAME.yaml runs/NAME`.
+# docs/pretraining.md explains it line by line.
+#SBATCH --job-name=luna
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1        # one launcher on each machine, which starts a process for each GPU
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@900          # fifteen minutes before the end: make a checkpoint and stop
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+config=$1 run=$2
+gpus=8
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=840  # seconds that a launcher gives its processes after TERM; its own value is 30
+export HF_HUB_OFFLINE=0
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export config run gpus head
+
+# The batch step itself ignores TERM, so that it is there to queue the job again.
+trap '' TERM
+srun --kill-on-bad-exit=1 bash -c '
+    trap - TERM
+    exec accelerate launch --config_file configs/accelerate/many_nodes.yaml \
+        --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * gpus))" --machine_rank "$SLURM_NODEID" \
+        --main_process_ip "$head" --main_process_port "$((20000 + SLURM_JOB_ID % 10000))" \
+        pretrain/run_mlm.py "$config" --output_dir "$run" --on_bad_checkpoint previous
+' || true
+
+# A launcher ends with its own exit code; the run says in its folder how it stands.
+state=$(sed -n 's/.*"state": "\(.*\)",/\1/p' "$run/status.json")
+echo "The run is $state."
+case $state in
+    finished) exit 0 ;;
+    stopped | running) scontrol requeue "$SLURM_JOB_ID" ;;  # asked to stop, or lost a machine
+    *) exit 1 ;;  # its message stands in status.json: a wrong key, a full disk, a loss that diverges
+esac
