@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pretrain.configuration import PretrainConfig, load_config
 from pretrain.errors import Stopped, UserError, report_user_errors
+from pretrain.stopping import end_with_launcher
 
 
 if TYPE_CHECKING:
@@ -30,9 +31,7 @@ def main(config: PretrainConfig):
 
     from pretrain.checkpoints import run_folder
     from pretrain.launch import batch_plan, end_processes, start_accelerator
-    from pretrain.stopping import end_with_launcher
 
-    end_with_launcher()
     accelerator = start_accelerator(config)
     plan = batch_plan(config, accelerator)
     stopped = None
@@ -109,5 +108,6 @@ def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPla
 
 
 if __name__ == "__main__":
+    end_with_launcher()
     with report_user_errors():
         main(load_config(sys.argv[1:]))

@@ -1,0 +1,56 @@
+"""Seconds that a checkpoint stops training, for a model with its AdamW states.
+
+python benchmarks/checkpoint_time.py configs/model/luna-base.json --folder /tmp --repeats 3
+"""
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+
+from pretrain.checkpoints import Checkpoints
+from pretrain.configuration import PretrainConfig
+from pretrain.launch import start_accelerator
+from pretrain.model import build_model
+from pretrain.optimization import build_optimizer
+from pretrain.progress import Progress
+from pretrain.tokenizer import train_tokenizer
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model_config", type=Path)
+    parser.add_argument("--folder", type=Path, default=Path("."), help="on the disk to be measured")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    with TemporaryDirectory(dir=arguments.folder) as folder:
+        config = PretrainConfig(output_dir=folder, model_config=str(arguments.model_config), save_total_limit=1)
+        accelerator = start_accelerator(config)
+        tokenizer = train_tokenizer([["some text"]], 300, 512)
+        model = build_model(config, tokenizer)
+        optimizer = build_optimizer(model, config)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        model, optimizer = accelerator.prepare(model, optimizer)
+        checkpoints = Checkpoints(accelerator, tokenizer, config, accelerator.unwrap_model(model).config, "none")
+        seconds = []
+        for repeat in range(arguments.repeats):
+            started = time.perf_counter()
+            checkpoints.save(model, optimizer, Progress(step=repeat + 1), {"validation_loss": None})
+            seconds.append(time.perf_counter() - started)
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e9
+        parameters = accelerator.unwrap_model(model).num_parameters() / 1e6
+        free = shutil.disk_usage(folder).free / 1e9
+    print(
+        f"{arguments.model_config.stem}, {parameters:.0f} million parameters: {median(seconds):.1f} s "
+        f"({min(seconds):.1f} to {max(seconds):.1f}) for {size:.2f} GB ({free:.0f} GB left on the disk)"
+    )
+
+
+if __name__ == "__main__":
+    main()
