@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import Dataset
 
 from pretrain.configuration import ConfigurationError, PretrainConfig
+from pretrain.data.packed_data import PackedRows, RowBatch
 from pretrain.masking import EVALUATION, IGNORED, TRAINING, Masking
-from pretrain.packed_data import PackedRows, RowBatch
 
 
 @dataclass(frozen=True)

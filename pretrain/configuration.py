@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from pretrain.data.text_source import Source
 from pretrain.errors import UserError
-from pretrain.text_source import Source
 
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class PretrainConfig:
     output_dir: str
 
     # Data: `python-docs`, a dataset id of the Hub, local files, folders or globs; or mappings with the fields of
-    # `pretrain.sources.Source`.
+    # `pretrain.data.sources.Source`.
     data: str | list = "python-docs"
     text_column: str = "text"
     documents: str = "auto"
@@ -166,7 +166,7 @@ class PretrainConfig:
 
     def validate(self):
         """Raise a `ConfigurationError` that names the key where a value makes no sense."""
-        from pretrain.tokenizer import SMALLEST_VOCABULARY
+        from pretrain.data.tokenizer import SMALLEST_VOCABULARY
 
         for key in ("vocab_size", "max_steps", "batch_size", "logging_steps", "max_skipped_in_a_row"):
             self._require(key, getattr(self, key) >= 1, "must be at least 1")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from pretrain.tokenizer import word_starts
+from pretrain.data.tokenizer import word_starts
 
 
 IGNORED = -100  # label of positions that are not predicted

@@ -14,9 +14,9 @@ from statistics import median
 import datasets
 
 from pretrain.configuration import load_config
+from pretrain.data.tokenizer import load_tokenizer, train_tokenizer
 from pretrain.errors import report_user_errors
 from pretrain.prepare import read_sources, tokenise, write_splits
-from pretrain.tokenizer import load_tokenizer, train_tokenizer
 
 
 ROUNDS = 5

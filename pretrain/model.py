@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_luna import LunaForMaskedLM
 from pretrain.configuration import ConfigurationError, PretrainConfig
-from pretrain.tokenizer import row_ends
+from pretrain.data.tokenizer import row_ends
 
 
 def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> LunaForMaskedLM:

@@ -25,10 +25,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from pretrain.configuration import PretrainConfig, load_config
+from pretrain.data.sources import Source, read_documents, source_identity
+from pretrain.data.tokenizer import load_tokenizer, row_ends, token_type_of, train_tokenizer
 from pretrain.errors import UserError, report_user_errors
 from pretrain.files import make_folder, remove_folder, write_folder, write_json
-from pretrain.sources import Source, read_documents, source_identity
-from pretrain.tokenizer import load_tokenizer, row_ends, token_type_of, train_tokenizer
 
 
 FORMAT = 1  # of a prepared folder; raise it when its meaning changes

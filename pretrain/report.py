@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pretrain.data.packed_data import PackedRows
+from pretrain.data.tokenizer import word_starts
 from pretrain.errors import UserError, report_user_errors
 from pretrain.files import make_folder, write_json
 from pretrain.monitoring import METRICS_FILE, read_metrics
-from pretrain.packed_data import PackedRows
-from pretrain.tokenizer import word_starts
 
 
 SUMMARY_FILE = "summary.json"

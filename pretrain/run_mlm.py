@@ -60,16 +60,16 @@ def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPla
     from modeling_luna import LunaForMaskedLM
     from pretrain.batches import EvaluationBatches, TrainingBatches
     from pretrain.checkpoints import Checkpoints
+    from pretrain.data.packed_data import PackedRows
+    from pretrain.data.tokenizer import load_tokenizer
     from pretrain.masking import Masking
     from pretrain.model import build_model
     from pretrain.monitoring import Monitor, measure_row, print_plan
     from pretrain.optimization import build_optimizer
-    from pretrain.packed_data import PackedRows
     from pretrain.prepare import prepare, read_manifest
     from pretrain.progress import Progress
     from pretrain.report import report_run
     from pretrain.stopping import StopRequest
-    from pretrain.tokenizer import load_tokenizer
     from pretrain.training import Run, train
 
     deadline = time.monotonic() + config.max_time_seconds()

@@ -6,8 +6,8 @@ import torch
 
 from pretrain.batches import BatchPlan, BatchSizes, EvaluationBatches, TrainingBatches, model_arguments
 from pretrain.configuration import ConfigurationError
+from pretrain.data.packed_data import PackedRows, RowBatch
 from pretrain.masking import IGNORED, Masking
-from pretrain.packed_data import PackedRows, RowBatch
 
 
 START, PAD, END, MASK = 0, 1, 2, 5000

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from modeling_luna import LunaForMaskedLM
 from pretrain.checkpoints import FIXED, ResumeError, find_checkpoints, find_damage, read_state
+from pretrain.data.tokenizer import load_tokenizer
 from pretrain.errors import STOPPED, Stopped
-from pretrain.tokenizer import load_tokenizer
 
 
 SENTENCE = "Number 5 begins a text of some<mask> words."

@@ -11,8 +11,8 @@ import pytest
 
 from modeling_luna import LunaConfig
 from pretrain.configuration import ConfigurationError, PretrainConfig, load_config, suggest
+from pretrain.data.text_source import Source
 from pretrain.errors import UserError
-from pretrain.text_source import Source
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pretrain.configuration import PretrainConfig
-from pretrain.packed_data import PackedRows
+from pretrain.data.packed_data import PackedRows
+from pretrain.data.tokenizer import load_tokenizer
 from pretrain.prepare import PreparationError, entropy, prepare, read_manifest
-from pretrain.tokenizer import load_tokenizer
 
 
 SPLITS = ("train", "validation")
@@ -188,7 +188,7 @@ def test_damaged_folder_is_made_again(config: PretrainConfig, damage: str, capsy
 
 KILLED = """
 import os, signal
-from pretrain import prepare, sources
+from pretrain import prepare
 
 def dies_after_the_first_file(*arguments):
     open(arguments[-1] / "train.tokens", "wb").write(b"half")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
-from pretrain.packed_data import PackedRows
+from pretrain.data.packed_data import PackedRows
+from pretrain.data.tokenizer import load_tokenizer
 from pretrain.prepare import prepare, read_manifest
 from pretrain.report import fill_masked_sentences
-from pretrain.tokenizer import load_tokenizer
 
 
 @pytest.fixture

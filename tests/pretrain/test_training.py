@@ -10,8 +10,8 @@ from torch import nn
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from modeling_luna.modeling_luna import LunaMLP
+from pretrain.data.packed_data import PackedRows
 from pretrain.optimization import build_optimizer, learning_rate
-from pretrain.packed_data import PackedRows
 from pretrain.prepare import prepare
 from pretrain.training import DivergenceError
 

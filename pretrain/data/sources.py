@@ -24,9 +24,9 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
-from pretrain.hub_source import find_on_hub, rows_of_hub_dataset
-from pretrain.python_docs import python_docs_identity, read_python_docs
-from pretrain.text_source import Row, Source, SourceError, checked_text, raise_missing_column
+from pretrain.data.hub_source import find_on_hub, rows_of_hub_dataset
+from pretrain.data.python_docs import python_docs_identity, read_python_docs
+from pretrain.data.text_source import Row, Source, SourceError, checked_text, raise_missing_column
 
 
 __all__ = ["PYTHON_DOCS", "Source", "SourceError", "read_documents", "source_identity"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pretrain.packed_data import PackedRows, permuted
+from pretrain.data.packed_data import PackedRows, permuted
 
 
 START, PAD, END = 0, 1, 2

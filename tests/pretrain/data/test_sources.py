@@ -18,7 +18,7 @@ import pytest
 import zstandard
 from hub_stand_in import HubStandIn, hub_environment, hub_stand_in
 
-from pretrain.sources import Source, SourceError, read_documents, source_identity
+from pretrain.data.sources import Source, SourceError, read_documents, source_identity
 
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
@@ -340,7 +340,7 @@ HUB_FILES = {
 # Runs in its own process, since the libraries read the address of the Hub when they are imported.
 READ_SOURCES = """
 import json, sys
-from pretrain.sources import Source, SourceError, read_documents, source_identity
+from pretrain.data.sources import Source, SourceError, read_documents, source_identity
 results = []
 for fields in json.load(sys.stdin):
     source = Source(**fields)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.prose import prose_paragraphs
-from pretrain.python_docs import installed_modules, modules_in_folder, python_docs_identity, read_python_docs
+from pretrain.data.prose import prose_paragraphs
+from pretrain.data.python_docs import installed_modules, modules_in_folder, python_docs_identity, read_python_docs
 
 
 ALPHA = '''
@@ -121,7 +121,7 @@ def test_processes_do_not_change_the_result(tree: Path) -> None:
 
 def test_hash_seed_place_and_file_times_do_not_change_the_result(tree: Path, tmp_path: Path) -> None:
     script = (
-        "import json, sys; from pathlib import Path; from pretrain.python_docs import *;"
+        "import json, sys; from pathlib import Path; from pretrain.data.python_docs import *;"
         "print(json.dumps(list(read_python_docs(1, modules_in_folder('demo', Path(sys.argv[1]))))))"
     )
     moved = tmp_path / "elsewhere"

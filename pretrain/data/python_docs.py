@@ -22,7 +22,7 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from pretrain.prose import prose_paragraphs
+from pretrain.data.prose import prose_paragraphs
 
 
 logger = logging.getLogger(__name__)

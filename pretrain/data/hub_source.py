@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
-from pretrain.text_source import Row, Source, SourceError, checked_text, raise_missing_column
+from pretrain.data.text_source import Row, Source, SourceError, checked_text, raise_missing_column
 
 
 BATCH_ROWS = 1000

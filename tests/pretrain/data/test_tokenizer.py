@@ -8,7 +8,14 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from modeling_luna import LunaConfig
-from pretrain.tokenizer import TokenizerError, load_tokenizer, row_ends, token_type_of, train_tokenizer, word_starts
+from pretrain.data.tokenizer import (
+    TokenizerError,
+    load_tokenizer,
+    row_ends,
+    token_type_of,
+    train_tokenizer,
+    word_starts,
+)
 
 
 TEXTS = [
