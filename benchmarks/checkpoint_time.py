@@ -18,7 +18,7 @@ from pretrain.launch import start_accelerator
 from pretrain.model import build_model
 from pretrain.optimization import build_optimizer
 from pretrain.progress import Progress
-from pretrain.tokenizer import train_tokenizer
+from pretrain.data.tokenizer import train_tokenizer
 
 
 def main():
