@@ -16,14 +16,10 @@ set -euo pipefail
 config=$1 run=$2
 gpus=8
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=840  # seconds that a launcher gives its processes after TERM; its own value is 30
-export HF_HUB_OFFLINE=0
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export config run gpus head
 
-# The batch step itself ignores TERM, so that it is there to queue the job again.
-trap '' TERM
 srun --kill-on-bad-exit=1 bash -c '
-    trap - TERM
     exec accelerate launch --config_file configs/accelerate/many_nodes.yaml \
         --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * gpus))" --machine_rank "$SLURM_NODEID" \
         --main_process_ip "$head" --main_process_port "$((20000 + SLURM_JOB_ID % 10000))" \
