@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
-from pretrain.errors import Stopped, UserError
+from pretrain.errors import Stopped, UserError, is_lost_process
 from pretrain.files import make_folder, remove_folder, write_folder, write_json, write_text
 from pretrain.model_card import model_card
 from pretrain.progress import Progress
@@ -254,7 +254,8 @@ def run_folder(config: PretrainConfig) -> Iterator[None]:
 @contextmanager
 def _status(path: Path) -> Iterator[None]:
     """Keep a file that tells scripts how a run stands, since a launcher ends with its own exit code: "running" (also
-    after a kill -9), "finished", "stopped" (the same command goes on) or "failed"."""
+    after a kill -9), "finished", "stopped" (asked to, or by the loss of a process: the same command goes on) or
+    "failed"."""
 
     def write(state: str, message: str = ""):
         write_json(path, {"state": state, "message": message, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
@@ -267,7 +268,7 @@ def _status(path: Path) -> Iterator[None]:
         raise
     except BaseException as error:
         with suppress(OSError):  # the disk may be full
-            write("failed", str(error) or type(error).__name__)
+            write("stopped" if is_lost_process(error) else "failed", str(error) or type(error).__name__)
         raise
     write("finished")
 

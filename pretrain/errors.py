@@ -41,12 +41,17 @@ def report_user_errors() -> Iterator[None]:
                 f"the disk is full: {error}. Nothing half-written was "
                 "kept. Make room, or name another place with --prepared_dir or --output_dir."
             )
-        if any(words in str(error) for words in LOST_PROCESS):
+        if is_lost_process(error):
             _end(
                 "another process of the run has ended or cannot be reached; what it said stands above or in the log "
                 f"of its machine. The same command goes on from the last checkpoint. ({str(error).splitlines()[0]})"
             )
         raise
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error of torch.distributed means that another process is gone."""
+    return any(words in str(error) for words in LOST_PROCESS)
 
 
 def is_disk_full(error: Exception) -> bool:

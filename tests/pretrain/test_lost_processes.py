@@ -69,7 +69,7 @@ def test_lost_process_ends_the_run(
         assert output.count("with a checkpoint. The same command goes on from it.") == 1
     else:
         assert "error: another process of the run has ended" in errors
-        assert status["state"] == ("running" if victim == "process 0" else "failed")
+        assert status["state"] == ("running" if victim == "process 0" else "stopped")
 
 
 def test_port_in_use_ends_the_run(start: Callable, build_config: Callable, write_config: Callable, tmp_path: Path):
