@@ -14,11 +14,11 @@ import torch
 
 from pretrain.checkpoints import Checkpoints
 from pretrain.configuration import PretrainConfig
+from pretrain.data.tokenizer import train_tokenizer
 from pretrain.launch import start_accelerator
 from pretrain.model import build_model
 from pretrain.optimization import build_optimizer
 from pretrain.progress import Progress
-from pretrain.data.tokenizer import train_tokenizer
 
 
 def main():
