@@ -35,8 +35,8 @@ PROGRESS_FILE = "progress.json"
 STATUS_FILE = "status.json"
 # Keys that decide what a step computes; a run that goes on with others would not be the same run.
 FIXED = (
-    "data", "text_column", "documents", "validation_share", "tokenizer", "vocab_size", "max_length", "model_config",
-    "model", "mask_probability", "whole_word_masking", "seed", "batch_size",
+    "data", "text_column", "documents", "validation_share", "tokenizer", "vocab_size", "packing", "max_length",
+    "model_config", "model", "mask_probability", "whole_word_masking", "seed", "batch_size",
     "batch_size_start", "batch_size_ramp_steps",
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pretrain.data.text_source import Source
+from pretrain.data.text_source import ON_BAD_RECORD, Source
 from pretrain.errors import UserError
 
 
@@ -52,12 +52,18 @@ class PretrainConfig:
     text_column: str = "text"
     documents: str = "auto"
     validation_share: float = 0.02
+    on_bad_record: str = "error"  # or "skip": leave out what cannot be read, and count it
     prepared_dir: str = "data/prepared"
     num_proc: int | None = None
+
+    # Rows: "stream" cuts the stream of documents anywhere; "full_sentences" (RoBERTa's) only between sentences;
+    # "best_fit" fills rows with whole documents, each with its own positions and packed state.
+    packing: str = "stream"
 
     # Tokenizer: a folder or Hub id, or none to train one of `vocab_size` tokens on the data.
     tokenizer: str | None = None
     vocab_size: int = 16384
+    tokenizer_train_megabytes: int = 200  # of text that a tokenizer is trained on, sampled from all of it
     max_length: int = 512
 
     # Model: fields of `LunaConfig`, on top of a JSON file of them where one is named.
@@ -104,7 +110,11 @@ class PretrainConfig:
         entries = self.data if isinstance(self.data, list) else [self.data]
         if not entries:
             raise ConfigurationError("data: name at least one source.")
-        defaults = {"text_column": self.text_column, "documents": self.documents}
+        defaults = {
+            "text_column": self.text_column,
+            "documents": self.documents,
+            "on_bad_record": self.on_bad_record,
+        }
         fields = [field.name for field in dataclasses.fields(Source)]
         sources = []
         for entry in entries:
@@ -166,9 +176,14 @@ class PretrainConfig:
 
     def validate(self):
         """Raise a `ConfigurationError` that names the key where a value makes no sense."""
+        from pretrain.data.mixture import check_weights
+        from pretrain.data.packing import PACKINGS
         from pretrain.data.tokenizer import SMALLEST_VOCABULARY
 
-        for key in ("vocab_size", "max_steps", "batch_size", "logging_steps", "max_skipped_in_a_row"):
+        for key in (
+            "vocab_size", "tokenizer_train_megabytes", "max_steps", "batch_size", "logging_steps",
+            "max_skipped_in_a_row",
+        ):  # fmt: skip
             self._require(key, getattr(self, key) >= 1, "must be at least 1")
         for key in (
             "warmup_steps", "eval_steps", "save_steps", "dataloader_num_workers", "weight_decay",
@@ -195,6 +210,8 @@ class PretrainConfig:
         self._require("max_length", self.max_length >= 8, "must be at least 8")
         self._require("seed", 0 <= self.seed < 2**63, "must be at least 0 and below 2**63")
         self._require("warmup_steps", self.warmup_steps <= self.max_steps, f"exceeds max_steps ({self.max_steps})")
+        self._require("packing", self.packing in PACKINGS, f"must be one of {PACKINGS}")
+        self._require("on_bad_record", self.on_bad_record in ON_BAD_RECORD, f"must be one of {ON_BAD_RECORD}")
         choices = (None, "no", "bf16")
         self._require("mixed_precision", self.mixed_precision in choices, f"must be one of {choices[1:]}")
         self._require(
@@ -206,7 +223,7 @@ class PretrainConfig:
             f"must not exceed batch_size ({self.batch_size})",
         )
         self.max_time_seconds()
-        self.sources()
+        check_weights([source.weight for source in self.sources()])
         self.luna_config(vocab_size=None if self.tokenizer else self.vocab_size)
 
     def max_time_seconds(self) -> float:

@@ -50,7 +50,7 @@ def write_json(path: Path, value: object):
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]):
+def write_folder(folder: Path, fill: Callable[[Path], object]):
     """Let `fill` write into a folder beside `folder`, which then takes its place, replacing an older one."""
     partial = folder.with_name(folder.name + PARTIAL)
     remove_folder(partial)

@@ -80,8 +80,8 @@ def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPla
     tokenizer = load_tokenizer(str(prepared / "tokenizer"))
     tokenizer.model_max_length = config.max_length  # prepared data serve runs with rows of any length
     masking = Masking.from_tokenizer(tokenizer, config.seed, config.mask_probability, config.whole_word_masking)
-    training = TrainingBatches(PackedRows.open(prepared, "train", config.max_length), masking, plan)
-    validation_rows = PackedRows.open(prepared, "validation", config.max_length)
+    training = TrainingBatches(PackedRows.open(prepared, "train", config.max_length, config.packing), masking, plan)
+    validation_rows = PackedRows.open(prepared, "validation", config.max_length, config.packing)
     validation = EvaluationBatches(validation_rows, masking, plan, config.max_eval_rows)
 
     model = build_model(config, tokenizer).to(accelerator.device)

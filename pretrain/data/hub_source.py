@@ -4,28 +4,45 @@ What `huggingface_hub` and `datasets` raise for a wrong name, revision, config o
 network, becomes a `SourceError` that says what to do.
 """
 
+import gzip
+import logging
+import lzma
 import os
 import re
+import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import datasets
+import pyarrow
 from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DataFilesNotFoundError
+from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import httpx
 
-from pretrain.data.text_source import Row, Source, SourceError, checked_text, raise_missing_column
+from pretrain.data.text_source import BadRecord, Row, Source, SourceError, missing_column, text_row
 
+
+logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 1000
+BATCH_CHARACTERS = 8 * 2**20
+# The libraries themselves try again for some minutes; then a stream is opened anew after each of these waits.
+RETRY_SECONDS = (5, 30, 120)
+NETWORK_ERRORS = (OSError, HfHubHTTPError, httpx.HTTPError)
+DAMAGE_ERRORS = (
+    pyarrow.ArrowException, DatasetGenerationError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError,
+    ValueError, TypeError,
+)  # fmt: skip
 HUB_TIMEOUT_SECONDS = 30
 
 
@@ -58,6 +75,8 @@ def find_on_hub(source: Source) -> HubDataset:
     except RevisionNotFoundError as error:
         raise SourceError(f"The {name} of the Hub has no revision {source.revision!r}") from error
     except OfflineModeIsEnabled:
+        if source.streaming:
+            raise SourceError(f"The {name} cannot be streamed, since HF_HUB_OFFLINE is set") from None
         return _find_in_cache(source)
     except httpx.TransportError as error:
         raise SourceError(
@@ -90,36 +109,109 @@ def _find_in_cache(source: Source) -> HubDataset:
     return HubDataset(source.path, commit)
 
 
-def rows_of_hub_dataset(source: Source, num_proc: int) -> Iterator[Row]:
-    """Yields the rows of the text column; `num_proc` processes prepare a dataset that is not in the cache yet.
+def groups_of_hub_dataset(
+    source: Source, num_proc: int, first: Any
+) -> Iterator[tuple[Any, Iterator[Row | BadRecord]]]:
+    """Yields batches of rows of the text column, each with what names it.
+
+    Args:
+        source: a dataset of the Hub.
+        num_proc: processes that store a dataset that is not in the cache yet.
+        first: the name of the batch to begin with; None for the first one.
 
     Raises:
         SourceError: There is no such dataset, revision, config, split or column, or the Hub cannot be reached.
     """
-    dataset = _load_from_hub(source, find_on_hub(source), num_proc)
+    if source.streaming:
+        return _streamed_groups(source, first or {"row": 0, "state": None})
+    return _stored_groups(source, num_proc, first or 0)
+
+
+def _stored_groups(source: Source, num_proc: int, first_row: int) -> Iterator[tuple[int, Iterator[Row | BadRecord]]]:
+    dataset = _load_from_hub(source, find_on_hub(source), num_proc=num_proc if num_proc > 1 else None)
     if source.text_column not in dataset.column_names:
-        raise_missing_column(f"{source.path} ({source.split})", source.text_column, dataset.column_names)
-    row = 0
-    for batch in dataset.select_columns(source.text_column).iter(BATCH_ROWS):
-        for value in batch[source.text_column]:
-            row += 1
-            place = f"{source.path} ({source.split}), row {row}"
-            yield place, checked_text(value, place, source.text_column)
+        raise _no_column(source, dataset.column_names)
+    texts = dataset.select_columns(source.text_column)
+    for row in range(first_row, len(texts), BATCH_ROWS):
+        yield row, _rows(source, texts[row : row + BATCH_ROWS][source.text_column], row)
 
 
-def _load_from_hub(source: Source, found: HubDataset, num_proc: int) -> datasets.Dataset:
+def _streamed_groups(source: Source, start: dict) -> Iterator[tuple[dict, Iterator[Row | BadRecord]]]:
+    """Names a batch by the number of its first row and the state of the stream there."""
+    dataset = _load_from_hub(source, find_on_hub(source), streaming=True)
+    if dataset.column_names is not None and source.text_column in dataset.column_names:
+        dataset = dataset.select_columns(source.text_column)
+    if start["state"] is not None:
+        dataset.load_state_dict(start["state"])
+    examples = iter(dataset)
+    failures = 0
+    while True:
+        try:
+            batch = _next_batch(examples, source)
+        except DAMAGE_ERRORS as error:
+            if isinstance(error, SourceError):
+                raise
+            raise SourceError(
+                f"The dataset {source.path!r} cannot be read further than row {start['row']:,} "
+                f"or some rows later: {error}"
+            ) from error
+        except NETWORK_ERRORS as error:
+            if failures == len(RETRY_SECONDS):
+                raise SourceError(
+                    f"The Hub cannot be reached any more for the dataset {source.path!r}, after {start['row']:,} rows "
+                    f"and {failures + 1} attempts: {error or type(error).__name__}"
+                ) from error
+            logger.warning("%s: %s; trying again in %d s", source.path, error, RETRY_SECONDS[failures])
+            time.sleep(RETRY_SECONDS[failures])
+            failures += 1
+            dataset.load_state_dict(start["state"])
+            examples = iter(dataset)
+            continue
+        if not batch:
+            return
+        failures = 0
+        yield start, _rows(source, batch, start["row"])
+        start = {"row": start["row"] + len(batch), "state": dataset.state_dict()}
+
+
+def _next_batch(examples: Iterator[dict], source: Source) -> list:
+    """The texts of the next rows, fewer where they are long."""
+    batch: list = []
+    length = 0
+    while len(batch) < BATCH_ROWS and length < BATCH_CHARACTERS:
+        example = next(examples, None)
+        if example is None:
+            break
+        if source.text_column not in example:
+            raise _no_column(source, list(example))
+        text = example[source.text_column]
+        batch.append(text)
+        length += len(text) if isinstance(text, str) else 0
+    return batch
+
+
+def _rows(source: Source, texts: list, first_row: int) -> Iterator[Row | BadRecord]:
+    place = f"{source.path} ({source.split})"
+    for row, text in enumerate(texts, start=first_row + 1):
+        yield text_row(text, f"{place}, row {row}", place, source.text_column)
+
+
+def _no_column(source: Source, columns: list[str]) -> SourceError:
+    place = f"{source.path} ({source.split})"
+    return SourceError(missing_column(place, place, source.text_column, columns).message)
+
+
+def _load_from_hub(source: Source, found: HubDataset, **options: Any) -> Any:
+    """Load the dataset, to the disk or as a stream."""
     try:
-        return datasets.load_dataset(
-            found.id,
-            source.config,
-            split=source.split,
-            revision=found.commit,
-            num_proc=num_proc if num_proc > 1 else None,
-        )
+        return datasets.load_dataset(found.id, source.config, split=source.split, revision=found.commit, **options)
     except (DataFilesNotFoundError, EmptyDatasetError) as error:
         raise SourceError(f"The dataset {source.path!r} of the Hub holds no data files that can be read") from error
     except ConnectionError as error:
         raise SourceError(f"The Hub cannot be reached for the dataset {source.path!r}: {error}") from error
+    except DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        raise SourceError(f"The dataset {source.path!r} cannot be read: {cause}") from error
     except RuntimeError as error:
         if "Dataset scripts are no longer supported" not in str(error):
             raise

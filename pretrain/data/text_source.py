@@ -1,21 +1,52 @@
 """A source of text as a person names it, and what every kind of source has in common."""
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple
 
 from pretrain.errors import UserError
 
 
 DOCUMENT_MODES = ("auto", "line", "blank_line", "file")
+ON_BAD_RECORD = ("error", "skip")
 
-# The name of a document, which says where it starts, and its text; no text for a null.
-Row = tuple[str, str | None]
+MAX_DOCUMENT_BYTES = 4 * 2**20  # longer documents are cut at white space
+CUT_WINDOW_BYTES = 2**16  # before the limit, in which white space is looked for first
+MAX_RECORD_BYTES = 128 * 2**20  # of a line or row that must be read as a whole to be understood
 
 
 class SourceError(UserError):
     """A source that cannot be read."""
+
+
+class Row(NamedTuple):
+    """A document, or a piece of one that is too long to be held in memory.
+
+    Args:
+        name: says where the document starts.
+        text: None for a null.
+        piece: how many pieces of the document came before.
+    """
+
+    name: str
+    text: str | None
+    piece: int = 0
+
+
+class BadRecord(NamedTuple):
+    """What stands where a document should be, but cannot be read.
+
+    Args:
+        file: the file or dataset.
+        kind: by which such records are counted.
+        message: says what is wrong, where, and what to do.
+    """
+
+    file: str
+    kind: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -27,11 +58,15 @@ class Source:
             something local: a file, a folder (searched at all depths) or a glob, which may contain `**`.
         text_column: The column of tables, and the key of JSON lines, that holds the text.
         config: Configuration of a dataset of the Hub.
-        split: Split of a dataset of the Hub; slices such as `train[:10%]` work.
+        split: Split of a dataset of the Hub; slices such as `train[:10%]` work where it is not streamed.
         revision: Branch, tag or commit of a dataset of the Hub.
         documents: What a document is in a text file: a "line", lines up to a "blank_line", or the whole
             "file". With "auto" blank lines separate documents if there is one between text in the first MiB,
             else each line is a document.
+        streaming: Read a dataset of the Hub while it comes, instead of storing it first.
+        weight: The share of this source in what training sees, relative to the weights of the others; each or none
+            has one. Without weights each row is seen once an epoch.
+        on_bad_record: "error" ends at a record that cannot be read; "skip" leaves it out and counts it.
     """
 
     path: str
@@ -40,38 +75,84 @@ class Source:
     split: str = "train"
     revision: str | None = None
     documents: str = "auto"
+    streaming: bool = False
+    weight: float | None = None
+    on_bad_record: str = "error"
 
     def __post_init__(self) -> None:
-        if self.documents not in DOCUMENT_MODES:
-            raise SourceError(
-                f"{self.path}: documents is {self.documents!r}, but must be one of {quoted(DOCUMENT_MODES)}"
-            )
+        for key, choices in (("documents", DOCUMENT_MODES), ("on_bad_record", ON_BAD_RECORD)):
+            value = getattr(self, key)
+            if value not in choices:
+                raise SourceError(f"{self.path}: {key} is {value!r}, but must be one of {quoted(choices)}")
+        if not isinstance(self.streaming, bool):
+            raise SourceError(f"{self.path}: streaming is {self.streaming!r}, but must be true or false")
+        is_number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        if self.weight is not None and not (is_number and 0 < self.weight < math.inf):
+            raise SourceError(f"{self.path}: weight is {self.weight!r}, but must be a number above 0, or null")
 
 
-def checked_text(value: object, place: str, column: str) -> str | None:
-    """Checks a value of the text column. Half surrogate pairs, which no encoding can write, become U+FFFD."""
+def text_row(value: object, place: str, file: str, column: str) -> Row | BadRecord:
+    """The document in a value of the text column. Half surrogate pairs, which no encoding can write, become U+FFFD."""
     if value is None:
-        return None
+        return Row(place, None)
     if not isinstance(value, str):
-        raise SourceError(
-            f"{place}: the column {column!r} must hold text, "
-            f"but here it is {repr(value)[:80]} ({type(value).__name__})"
+        return BadRecord(
+            file,
+            "wrong type",
+            f"{place}: the column {column!r} must hold text, but here it is {repr(value)[:80]} "
+            f"({type(value).__name__})",
         )
     try:
         value.encode()
     except UnicodeEncodeError:
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value
+        value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return Row(place, value)
 
 
-def raise_missing_column(place: str, column: str, columns: Iterable[str]) -> NoReturn:
-    """Raises a `SourceError` that names the columns there are, and the one that is most like the wanted one."""
+def missing_column(place: str, file: str, column: str, columns: Iterable[str]) -> BadRecord:
+    """Names the columns there are, and the one that is most like the wanted one."""
     names = list(columns)
     nearest = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
     suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise SourceError(
-        f"{place}: there is no column {column!r}, only {quoted(names)}. Set text_column to one of them{suggestion}"
+    return BadRecord(
+        file,
+        "missing column",
+        f"{place}: there is no column {column!r}, only {quoted(names)}. Set text_column to one of them{suggestion}",
     )
+
+
+def too_long(place: str, file: str) -> BadRecord:
+    return BadRecord(
+        file,
+        "too long",
+        f"{place}: the record is longer than {MAX_RECORD_BYTES >> 20} MiB. Split it into several, or make its text "
+        "a text file, where documents may have any length",
+    )
+
+
+def cut_place(data: bytes, limit: int) -> int:
+    """Where to cut UTF-8 of more than `limit` bytes: at the last white space in the second half of the first `limit`
+    bytes, or between two characters where there is none."""
+    half = limit // 2
+    for start in (max(limit - CUT_WINDOW_BYTES, half), half):
+        place = max(data.rfind(space, start, limit) for space in (b" ", b"\n", b"\t"))
+        if place > 0:
+            return place
+    place = limit
+    while place > half and data[place] & 0xC0 == 0x80:
+        place -= 1
+    return place
+
+
+def pieces_of(data: bytes, limit: int) -> Iterator[bytes]:
+    """Cuts UTF-8 into pieces of at most `limit` bytes, which together are the whole."""
+    start = 0
+    while len(data) - start > limit:
+        piece = data[start : start + limit + 1]
+        place = cut_place(piece, limit)
+        yield piece[:place]
+        start += place
+    yield data[start:]
 
 
 def quoted(names: Iterable[str]) -> str:

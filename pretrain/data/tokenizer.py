@@ -1,11 +1,14 @@
 """The tokenizer of a run: trained on its text in RoBERTa's form, or a given one."""
 
+import heapq
 import json
 from collections.abc import Iterable
 
+import xxhash
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
+from pretrain.data.sources import DocumentReader, Source
 from pretrain.errors import UserError
 
 
@@ -15,6 +18,53 @@ SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256 + 1  # the specials, every byte,
 
 class TokenizerError(UserError):
     """A tokenizer that cannot be loaded, or cannot serve masked language modelling."""
+
+
+def sample_texts(sources: list[Source], megabytes: int, num_proc: int) -> list[bytes]:
+    """Documents of about so many megabytes together, in their order: of each source its share by weight, or without
+    weights of all together.
+
+    Raises:
+        SourceError: where a source cannot be read.
+    """
+    size = megabytes * 10**6
+    total_weight = sum(source.weight or 0 for source in sources)
+    together = _Sample(size)
+    samples = [
+        together if source.weight is None else _Sample(size * source.weight / total_weight) for source in sources
+    ]
+    number = 0
+    for source, sample in zip(sources, samples, strict=True):
+        read = 0
+        for document in DocumentReader(source, num_proc):
+            sample.add(number, document.text)
+            number += 1
+            read += len(document.text)
+            if source.streaming and read >= size:
+                break
+    chosen = [text for sample in {id(sample): sample for sample in samples}.values() for text in sample.texts()]
+    return [text for _, text in sorted(chosen)]
+
+
+class _Sample:
+    """The documents with the smallest hashes that are `size` bytes together, or all if these are fewer."""
+
+    def __init__(self, size: float):
+        self.size = size
+        self.bytes = 0
+        self._largest_first: list[tuple[int, int, bytes]] = []
+
+    def add(self, number: int, text: bytes):
+        digest = xxhash.xxh3_64_intdigest(text)
+        if self.bytes >= self.size and -digest < self._largest_first[0][0]:
+            return
+        heapq.heappush(self._largest_first, (-digest, -number, text))
+        self.bytes += len(text)
+        while self.bytes - len(self._largest_first[0][2]) >= self.size:
+            self.bytes -= len(heapq.heappop(self._largest_first)[2])
+
+    def texts(self) -> list[tuple[int, bytes]]:
+        return [(-number, text) for _, number, text in self._largest_first]
 
 
 def train_tokenizer(

@@ -6,7 +6,8 @@ import torch
 
 from pretrain.batches import BatchPlan, BatchSizes, EvaluationBatches, TrainingBatches, model_arguments
 from pretrain.configuration import ConfigurationError
-from pretrain.data.packed_data import PackedRows, RowBatch
+from pretrain.data.mixture import Mixture
+from pretrain.data.packed_data import PackedRows, RowBatch, StreamRows
 from pretrain.masking import IGNORED, Masking
 
 
@@ -24,7 +25,9 @@ def plan(batch_size: int, processes: int = 1, index: int = 0, micro: int | None 
 def rows() -> PackedRows:
     """Rows whose tokens tell their place in the stream."""
     stream = np.arange(10, 10 + TOKENS, dtype=np.uint16)
-    return PackedRows(stream, np.array([0, 30, 100, TOKENS]), (START, END), PAD, LENGTH)
+    rows = StreamRows(stream, [0, TOKENS], LENGTH)
+    documents = np.array([0, 30, 100, TOKENS])
+    return PackedRows(rows, Mixture((24,)), stream, documents, (START, END), PAD, LENGTH, separate_documents=False)
 
 
 @pytest.fixture

@@ -196,6 +196,12 @@ def test_the_usage_where_no_file_is_named(arguments: list[str]) -> None:
         ("--seed -1", "seed is -1: it must be at least 0 and below 2**63."),
         ("--max_steps 50 --warmup_steps 51", "warmup_steps is 51: it exceeds max_steps (50)."),
         ("--mixed_precision fp8", "mixed_precision is 'fp8': it must be one of ('no', 'bf16')."),
+        (
+            "--packing tight",
+            "packing is 'tight': it must be one of ('stream', 'full_sentences', 'best_fit').",
+        ),
+        ("--on_bad_record ignore", "on_bad_record is 'ignore': it must be one of ('error', 'skip')."),
+        ("--tokenizer_train_megabytes 0", "tokenizer_train_megabytes is 0: it must be at least 1."),
         ("--documents page", "python-docs: documents is 'page', but must be one of 'auto', 'line', "),
         ("--data []", "data: name at least one source."),
         ("--data a.txt [b.txt]", "data: ['b.txt'] is neither a path nor a mapping with the key 'path'."),
@@ -297,6 +303,8 @@ def test_sources_take_what_they_lack_from_the_run(file: Path) -> None:
         ("data: [{split: test}]", "data: {'split': 'test'} is neither a path nor a mapping with the key 'path'."),
         ("data: [{path: a, column: b}]", "data: unknown key 'column' of a. Did you mean 'text_column'?"),
         ("data: [{path: a, 7: b}]", "data: unknown key 7 of a. Known are: path, text_column, config, split, "),
+        ("data: [{path: a, weight: 1}, b]", "data: give each source a weight, or none of them."),
+        ("data: [{path: a, weight: -1}]", "a: weight is -1, but must be a number above 0, or null"),
         ("data: [{path: a, documents: page}]", "a: documents is 'page', but must be one of "),
     ],
 )

@@ -1,19 +1,29 @@
 """Preparation: what the folder holds, that it is found again, and that it is whole or not there."""
 
+import hashlib
+import json
 import math
+import multiprocessing
+import os
 import re
 import shutil
 import signal
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pretrain import prepare as prepare_module
 from pretrain.configuration import PretrainConfig
+from pretrain.data import parts
 from pretrain.data.packed_data import PackedRows
-from pretrain.data.tokenizer import load_tokenizer
-from pretrain.prepare import PreparationError, entropy, prepare, read_manifest
+from pretrain.data.parts import entropy
+from pretrain.data.sources import Source, SourceError
+from pretrain.data.tokenizer import load_tokenizer, sample_texts
+from pretrain.errors import UserError
+from pretrain.prepare import PreparationError, main, prepare, read_manifest
 
 
 SPLITS = ("train", "validation")
@@ -35,7 +45,7 @@ def documents_of(prepared: Path, split: str) -> list[str]:
     tokenizer = load_tokenizer(str(prepared / "tokenizer"))
     rows = PackedRows.open(prepared, split, max_length=32)
     assert rows.documents[0] == 0 and rows.documents[-1] == len(rows.stream)
-    pieces = [rows.stream[first:last] for first, last in zip(rows.documents[:-1], rows.documents[1:], strict=True)]
+    pieces = [rows.stream[first:last] for first, last in pairwise(rows.documents[:])]
     assert all(piece[-1] == tokenizer.sep_token_id and tokenizer.sep_token_id not in piece[:-1] for piece in pieces)
     return [tokenizer.decode(piece[:-1]) for piece in pieces]
 
@@ -72,8 +82,8 @@ def test_manifest_tells_what_the_folder_holds(config: PretrainConfig):
     for split in SPLITS:
         counts = manifest["splits"][split]
         documents = documents_of(prepared, split)
-        stream = np.fromfile(prepared / f"{split}.tokens", dtype=np.uint16)
-        lengths = np.diff(np.load(prepared / f"{split}.documents.npy"))
+        rows = PackedRows.open(prepared, split, max_length=32)
+        stream, lengths = rows.stream[:], np.diff(rows.documents[:])
         shares = np.unique(stream, return_counts=True)[1] / len(stream)
         assert counts == {
             "documents": len(documents),
@@ -83,7 +93,11 @@ def test_manifest_tells_what_the_folder_holds(config: PretrainConfig):
             "unigram_entropy": pytest.approx(-sum(share * math.log(share) for share in shares)),
         }
     on_disk = {str(path.relative_to(prepared)) for path in prepared.rglob("*") if path.is_file()}
-    assert on_disk == {*manifest["files"], "manifest.json"}
+    assert on_disk == {*manifest["files"], "manifest.json", "checked.json"}
+    (part,) = manifest["parts"]
+    assert {split: part["splits"][split]["tokens"] for split in SPLITS} == {
+        split: manifest["splits"][split]["tokens"] for split in SPLITS
+    }
 
 
 def test_entropy_of_counts():
@@ -167,49 +181,276 @@ def test_other_settings_or_text_give_another_folder(config: PretrainConfig, text
     assert read_manifest(first)["splits"] != read_manifest(second)["splits"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "no_manifest", "broken_manifest"])
-def test_damaged_folder_is_made_again(config: PretrainConfig, damage: str, capsys: pytest.CaptureFixture):
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch):
+    """Shards of a kilobyte of text; processes that tokenise are told what to put into each."""
+    monkeypatch.setattr(parts, "SHARD_BYTES", 1000)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    """All files but the one that holds times."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "checked.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def flip_a_byte(path: Path, keep_time: bool = False):
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    if keep_time:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_rows_of_all_shards_are_those_of_one(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch):
+    one, numbers = prepare(config), np.arange(20)
+    rows = PackedRows.open(one, "train", 32)[numbers].ids
+    monkeypatch.setattr(parts, "SHARD_BYTES", 1000)
+    shutil.move(one, one.with_name("one"))
+    many = prepare(config)
+    assert len(list(many.glob("part-*/*.shard"))) > 5
+    np.testing.assert_array_equal(PackedRows.open(many, "train", 32)[numbers].ids, rows)
+    assert [read_manifest(folder)["splits"] for folder in (many, one.with_name("one"))] == [
+        read_manifest(many)["splits"]
+    ] * 2
+
+
+def test_any_number_of_processes_writes_the_same_bytes(config: PretrainConfig, tmp_path: Path, small_shards):
+    expected = bytes_of(prepare(config))
+    config.num_proc, config.prepared_dir = 3, str(tmp_path / "other")
+    assert bytes_of(prepare(config)) == expected
+
+
+DAMAGES = ["cut", "missing", "flipped shard", "flipped record", "flipped tokenizer", "no manifest", "broken manifest"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folder_is_mended(
+    config: PretrainConfig, damage: str, capsys: pytest.CaptureFixture, small_shards, tmp_path: Path
+):
     prepared = prepare(config)
-    tokens = (prepared / "train.tokens").read_bytes()
+    expected, before = bytes_of(prepared), times(prepared)
+    shard, *others = sorted(prepared.glob("part-*/*.shard"))
+    manifest = prepared / "manifest.json"
     if damage == "cut":
-        (prepared / "train.tokens").write_bytes(tokens[:-2])
+        shard.write_bytes(shard.read_bytes()[:-2])
     elif damage == "missing":
-        (prepared / "tokenizer" / "tokenizer.json").unlink()
-    elif damage == "no_manifest":
-        (prepared / "manifest.json").unlink()
+        shard.unlink()
+    elif damage == "flipped shard":
+        flip_a_byte(shard)
+    elif damage == "flipped record":
+        flip_a_byte(shard.with_suffix(".json"))
+    elif damage == "flipped tokenizer":
+        flip_a_byte(prepared / "tokenizer" / "tokenizer.json")
+    elif damage == "no manifest":
+        manifest.unlink()
     else:
-        (prepared / "manifest.json").write_text('{"files": ', encoding="utf-8")
+        manifest.write_text(manifest.read_text(encoding="utf-8").replace('"tokens": ', '"tokens": 1', 1))
     assert prepare(config) == prepared
-    assert f"{prepared} is damaged and is made again" in capsys.readouterr().err
-    assert (prepared / "train.tokens").read_bytes() == tokens
-    assert read_manifest(prepared)["vocab_size"] == len(load_tokenizer(str(prepared / "tokenizer")))
+    assert f"{prepared} is damaged and is mended: " in capsys.readouterr().err
+    assert bytes_of(prepared) == expected
+    # What was whole was not made again.
+    assert all(path.stat().st_mtime_ns == before[str(path)] for path in others)
     assert folders(config) == [prepared]
 
 
+def test_bytes_that_changed_by_themselves_are_found_on_demand(
+    config: PretrainConfig, capsys: pytest.CaptureFixture, write_config: Callable, tmp_path: Path
+):
+    path = str(write_config(config, tmp_path / "run.yaml"))
+    with pytest.raises(PreparationError, match="no prepared data"):
+        main([path, "--verify"])
+    prepared = prepare(config)
+    expected = bytes_of(prepared)
+    main([path, "--verify"])
+    assert f"All files are as they were written: {prepared}" in capsys.readouterr().out
+    (shard,) = prepared.glob("part-*/*.shard")
+    flip_a_byte(shard, keep_time=True)
+    with pytest.raises(PreparationError, match=f"damaged: .*{shard.name}. The next preparation mends it"):
+        main([path, "--verify"])
+    assert bytes_of(prepare(config)) == expected
+
+
+# Shards of a kilobyte; killed when there are some of them.
 KILLED = """
-import os, signal
+import os, signal, sys
 from pretrain import prepare
+from pretrain.data import parts
 
-def dies_after_the_first_file(*arguments):
-    open(arguments[-1] / "train.tokens", "wb").write(b"half")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-prepare.write_splits = dies_after_the_first_file
-prepare.prepare(prepare.load_config(["{config}"]))
+parts.SHARD_BYTES = 1000
+def update(bar, size):
+    update.shards += 1
+    if update.shards == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+update.shards = 0
+if __name__ == "__main__":
+    prepare.tqdm.update = update
+    prepare.prepare(prepare.load_config([sys.argv[1]]))
 """
 
 
-def test_preparation_that_was_killed_leaves_nothing_whole(
-    config: PretrainConfig, python: Callable, write_config: Callable, tmp_path: Path
+@pytest.mark.parametrize("num_proc", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_preparation_goes_on_from_whole_shards(
+    config: PretrainConfig,
+    python: Callable,
+    write_config: Callable,
+    tmp_path: Path,
+    small_shards,
+    capsys: pytest.CaptureFixture,
+    num_proc: int,
 ):
-    path = write_config(config, tmp_path / "run.yaml")
-    killed = python("-c", KILLED.format(config=path))
+    config.num_proc = num_proc
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED, encoding="utf-8")
+    killed = python(script, write_config(config, tmp_path / "run.yaml"))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [folder.suffix for folder in folders(config)] == [".partial"]
+    (partial,) = folders(config)
+    assert partial.suffix == ".partial"
+    records = sorted(partial.glob("part-*/*.json"))
+    assert 3 <= len(records) < 8
+    damaged = records.pop(1).with_suffix(".shard")  # as a disk may have it after a loss of power
+    flip_a_byte(damaged)
+    before = times(partial)
 
     prepared = prepare(config)
+    assert f"Going on with {len(records)} shards that are whole" in capsys.readouterr().out
+    for record in records:
+        for path in (record, record.with_suffix(".shard")):
+            assert (prepared / path.relative_to(partial)).stat().st_mtime_ns == before[str(path)]
     assert folders(config) == [prepared]
-    assert len(documents_of(prepared, "train") + documents_of(prepared, "validation")) == 40
+    config.prepared_dir, config.num_proc = str(tmp_path / "other"), 1
+    assert bytes_of(prepare(config)) == bytes_of(prepared)
+
+
+def test_killed_process_of_several_ends_the_preparation(
+    config: PretrainConfig, sentences: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """A worker that is killed, as by a full memory, ends the run with a message; the same command goes on."""
+    monkeypatch.setattr(parts, "SHARD_BYTES", 20_000)
+    config.data, config.num_proc = str(sentences(tmp_path / "long.txt", documents=3000)), 2
+    shared_out = prepare_module.shared_out
+
+    def killing(*arguments):
+        for number, result in enumerate(shared_out(*arguments)):
+            if number == 2:
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            yield result
+
+    monkeypatch.setattr(prepare_module, "shared_out", killing)
+    with pytest.raises(UserError, match="process that prepares data was killed"):
+        prepare(config)
+    assert "What is prepared stays in" in capsys.readouterr().err
+    assert multiprocessing.active_children() == []
+    monkeypatch.setattr(prepare_module, "shared_out", shared_out)
+    prepare(config)
+    assert "Going on with" in capsys.readouterr().out
+
+
+def test_sources_with_weights_share_what_they_have_in_common(
+    config: PretrainConfig, sentences: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    other = sentences(tmp_path / "other.txt", documents=20, seed=1)
+    config.tokenizer = str(shutil.copytree(prepare(config) / "tokenizer", tmp_path / "given"))
+    first = prepare(config)
+    config.data = [{"path": config.data, "weight": 3}, {"path": str(other), "weight": 1}]
+    capsys.readouterr()
+    both = prepare(config)
+    assert f"Taken over from other prepared data: {config.data[0]['path']}" in capsys.readouterr().out
+    assert both != first and read_manifest(both)["splits"]["train"]["documents"] > 40
+    rows = PackedRows.open(both, "train", 32)
+    of_first = len(PackedRows.open(first, "train", 32))
+    samples = rows.sample(np.arange(4096), seed=0)
+    assert np.mean(samples < of_first) == 0.75
+    assert len(rows) > of_first
+
+    config.data[1]["weight"] = 3
+    again = prepare(config)
+    assert np.mean(PackedRows.open(again, "train", 32).sample(np.arange(4096), seed=0) < of_first) == 0.5
+    # In validation each row counts once.
+    validation = PackedRows.open(again, "validation", 32)
+    order = validation.sample(np.arange(len(validation)), seed=0)
+    np.testing.assert_array_equal(np.sort(order), np.arange(len(validation)))
+
+
+def test_training_on_sources_with_weights(
+    build_config: Callable, corpus: Path, sentences: Callable, train: Callable, tmp_path: Path
+):
+    other = sentences(tmp_path / "other.txt", documents=20, seed=1)
+    data = [{"path": str(corpus), "weight": 0.7}, {"path": str(other), "weight": 0.3}]
+    metrics = train(build_config(tmp_path / "run", data=data, prepared_dir=str(tmp_path / "prepared")))
+    losses = [record["loss"] for record in metrics if "loss" in record]
+    assert losses[-1] < losses[0] - 0.5
+
+
+BAD_LINES = ['{"text": 5}', "no JSON", '{"content": "other"}', '{"text": null}', "[1]"]
+
+
+@pytest.fixture
+def bad_lines(config: PretrainConfig, tmp_path: Path) -> Path:
+    """JSON lines of 30 documents, with bad ones between them."""
+    lines = [json.dumps({"text": f"Document {number} of some words."}) for number in range(30)]
+    for place, line in enumerate(BAD_LINES):
+        lines.insert(4 * place + 2, line)
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    config.data = [{"path": str(path)}, {"path": config.data}]
+    return path
+
+
+def test_bad_records_are_left_out_and_counted(config: PretrainConfig, bad_lines: Path, capsys, small_shards):
+    config.on_bad_record = "skip"
+    prepared = prepare(config)
+    manifest = read_manifest(prepared)
+    assert sum(manifest["splits"][split]["documents"] for split in SPLITS) == 30 + 40
+    of_bad, of_good = (part["bad_records"] for part in manifest["parts"])
+    assert of_bad["count"] == 4 and manifest["parts"][0]["without_text"] == 1
+    assert {kind: entry["count"] for kind, entry in of_bad["files"][str(bad_lines)].items()} == {
+        "wrong type": 1,
+        "not JSON": 1,
+        "missing column": 1,
+        "not an object": 1,
+    }
+    assert of_good == {"count": 0, "files": {}}
+    output = capsys.readouterr().out
+    assert f"{bad_lines}: left out 4 bad records" in output
+    assert f"The first: {bad_lines}:3: the column 'text' must hold text, but here it is 5 (int)" in output
+
+    # The same data must not serve a run that wants none left out.
+    config.on_bad_record = "error"
+    with pytest.raises(SourceError, match=f"{bad_lines}:3: the column .* one of 4 bad records .* on_bad_record skip"):
+        prepare(config)
+    config.on_bad_record = "skip"
+    assert prepare(config) == prepared
+
+
+def test_bad_record_is_an_error_for_its_own_source_alone(config: PretrainConfig, bad_lines: Path):
+    config.on_bad_record = "skip"
+    config.data[0]["on_bad_record"] = "error"
+    with pytest.raises(SourceError, match=f"{bad_lines}:3"):
+        prepare(config)
+    assert folders(config) == []
+    config.on_bad_record, config.data[0]["on_bad_record"] = "error", "skip"
+    prepare(config)
+
+
+def test_tokenizer_is_trained_on_a_bounded_sample(tmp_path: Path):
+    """Of a megabyte that is asked for, all over the text and not only its beginning."""
+    documents = [f"Number {number} of {hashlib.sha512(bytes([number % 256])).hexdigest()}" for number in range(15_000)]
+    text = tmp_path / "long.txt"
+    text.write_text("\n\n".join(documents), encoding="utf-8")
+    sample = sample_texts([Source(str(text))], 1, 1)
+    assert 1_000_000 <= sum(map(len, sample)) < 1_010_000 < text.stat().st_size / 2
+    numbers = [int(document.split()[1]) for document in sample]
+    assert numbers == sorted(set(numbers)) and numbers[0] < 50 and numbers[-1] > 14_950
+    assert np.mean(numbers) == pytest.approx(7500, abs=300)
+    # The order of the text does not matter, and weights give each source its share.
+    text.write_text("\n\n".join(reversed(documents)), encoding="utf-8")
+    assert sorted(sample_texts([Source(str(text))], 1, 1)) == sorted(sample)
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(document.lower() for document in documents), encoding="utf-8")
+    shares = sample_texts([Source(str(text), weight=1), Source(str(other), weight=3)], 1, 1)
+    of_first = sum(len(document) for document in shares if document.startswith(b"Number"))
+    assert of_first / sum(map(len, shares)) == pytest.approx(0.25, abs=0.01)
 
 
 def test_two_processes_prepare_once(config: PretrainConfig, start: Callable, write_config: Callable, tmp_path: Path):
@@ -243,11 +484,9 @@ def test_given_tokenizer(config: PretrainConfig, sentences: Callable, tmp_path: 
     assert prepare(config) == prepared
 
 
-@pytest.mark.parametrize(
-    "kilobytes", [pytest.param(8, marks=pytest.mark.slow), 30, pytest.param(52, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("kilobytes", "whole"), [pytest.param(8, 0, marks=pytest.mark.slow), (30, 1)])
 def test_full_disk_while_preparing(
-    config: PretrainConfig, small_disk: Callable, write_config: Callable, tmp_path: Path, kilobytes: int
+    config: PretrainConfig, small_disk: Callable, write_config: Callable, tmp_path: Path, kilobytes: int, whole: int
 ):
     config.prepared_dir = str(tmp_path / "small" / "prepared")
     finished, left = small_disk(kilobytes, "pretrain/prepare.py", write_config(config, tmp_path / "run.yaml"))
@@ -255,4 +494,8 @@ def test_full_disk_while_preparing(
     assert "Traceback" not in finished.stderr
     assert finished.stderr.count("\nerror: ") == 1
     assert "the disk is full" in finished.stderr and "--prepared_dir" in finished.stderr
-    assert [path for path in left if not path.endswith(".lock")] == ["prepared"]
+    # Only what another call can go on from stays.
+    assert ("What is prepared stays in" in finished.stderr) == whole
+    files = [Path(path) for path in left if "/part-" in path and Path(path).suffix]
+    assert sorted(path.suffix for path in files) == [".json", ".shard"] * whole
+    assert whole or [path for path in left if not path.endswith(".lock")] == ["prepared"]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pretrain.data.packed_data import PackedRows, permuted
+from pretrain.data.mixture import Mixture
+from pretrain.data.packed_data import PackedRows, StreamRows
 
 
 START, PAD, END = 0, 1, 2
@@ -15,33 +16,9 @@ TOKENS = 234  # 23 rows and 4 tokens
 def rows() -> PackedRows:
     """Rows whose tokens tell their place in the stream."""
     stream = np.arange(10, 10 + TOKENS, dtype=np.uint16)
-    return PackedRows(stream, np.array([0, 30, 100, TOKENS]), (START, END), PAD, LENGTH)
-
-
-@pytest.mark.parametrize("size", [*range(1, 20), 63, 64, 65, 255, 257, 1000, 4097, 65536, 65537])
-def test_permuted_visits_each_position_once(size: int):
-    np.testing.assert_array_equal(np.sort(permuted(np.arange(size), size, seed=1, epoch=2)), np.arange(size))
-
-
-def test_permutations_differ_by_seed_and_epoch_and_are_random():
-    positions = np.arange(20_000)
-    first = permuted(positions, 20_000, seed=1, epoch=0)
-    np.testing.assert_array_equal(permuted(positions[[7, 3]], 20_000, 1, 0), first[[7, 3]])
-    for other in (permuted(positions, 20_000, 1, 1), permuted(positions, 20_000, 2, 0), positions):
-        assert (first == other).sum() < 20  # one in 20,000 by chance
-        assert abs(np.corrcoef(first, other)[0, 1]) < 0.03
-    # Neighbours are sent to places that have nothing to do with each other.
-    assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.03
-
-
-def test_permuted_of_a_trillion_rows():
-    size = 10**12
-    positions = np.concatenate([np.arange(5000), size - 1 - np.arange(5000)])
-    result = permuted(positions, size, seed=2**63 - 1, epoch=3)
-    assert len(np.unique(result)) == 10_000
-    assert result.min() >= 0 and result.max() < size
-    assert result.mean() / size == pytest.approx(0.5, abs=0.02)
-    assert np.std(result / size) == pytest.approx(12**-0.5, abs=0.02)
+    rows = StreamRows(stream, [0, TOKENS], LENGTH)
+    documents = np.array([0, 30, 100, TOKENS])
+    return PackedRows(rows, Mixture((24,)), stream, documents, (START, END), PAD, LENGTH, separate_documents=False)
 
 
 def test_rows_reassemble_the_stream(rows: PackedRows):
@@ -58,6 +35,20 @@ def test_rows_reassemble_the_stream(rows: PackedRows):
 
 def test_stream_that_fills_its_last_row_gets_no_other_row():
     stream = np.arange(10, 30, dtype=np.uint16)
-    full = PackedRows(stream, np.array([0, 20]), (START, END), PAD, LENGTH)
-    assert len(full) == 2
-    assert PAD not in full[np.arange(2)].ids
+    assert StreamRows(stream, [0, 20], LENGTH).sizes == [2]
+
+
+def test_rows_of_a_source_hold_no_text_of_the_next(rows: PackedRows):
+    two = StreamRows(rows.stream, [0, 25, TOKENS], LENGTH)
+    assert two.sizes == [3, 21]
+    assert [piece.tolist() for row in (2, 3) for piece in two.pieces(row)] == [[*range(30, 35)], [*range(35, 45)]]
+
+
+def test_rows_that_are_not_there(rows: PackedRows):
+    for index in (-1, 24):
+        with pytest.raises(IndexError, match=f"row {index} of 24"):
+            rows[np.array([index])]
+
+
+def test_share_of_padding(rows: PackedRows):
+    assert rows.padding_share == pytest.approx(6 / (24 * LENGTH))

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pytest
 import zstandard
 from hub_stand_in import HubStandIn, hub_environment, hub_stand_in
 
-from pretrain.data.sources import Source, SourceError, read_documents, source_identity
+from pretrain.data import file_source, sources
+from pretrain.data.sources import DocumentReader, Source, SourceError, read_documents, source_identity
 
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
@@ -466,3 +468,95 @@ def test_models_of_the_stand_in_load_like_those_of_the_hub(tmp_path: Path) -> No
         environment = running.environment(tmp_path / "home")
         assert subprocess.check_output(command, env=environment, cwd=tmp_path, text=True).strip() == "12"
         assert running.unknown_requests == []
+
+
+def skipped(path: Path | str, **fields: Any) -> tuple[list[str], dict[str, int]]:
+    """The documents that are left where bad records are left out, and how many of each kind those are."""
+    reader = DocumentReader(Source(str(path), on_bad_record="skip", **fields), 1)
+    documents = [document.text.decode() for document in reader]
+    kinds: dict[str, int] = {}
+    for of_file in reader.take_counts().bad.values():
+        for kind, entry in of_file.items():
+            kinds[kind] = kinds.get(kind, 0) + entry["count"]
+    return documents, kinds
+
+
+JSON_ERRORS = {"not JSON": 1, "not an object": 1}
+BAD_FILES = {
+    "a.txt": (b"one\nlatin \xe9\nstill one\n\ntwo\n", ["one\nstill one", "two"], {"not UTF-8": 1}),
+    "a.jsonl": (
+        b'{"text": "one"}\n{"text": \n\n[]\n{"text": "two"}\n',
+        ["one", "two"],
+        {"not JSON": 1, "not an object": 1},
+    ),
+    "a.csv": (b'id,text\n1,one\n2,"x" y\n3,a,b\n4,"two"\n', ["one", "two"], {"broken row": 2}),
+    "b.csv": (b"id,body\n1,one\n", [], {"missing column": 1}),
+    "a.txt.gz": (gzip.compress(b"one\n\n" * 50_000, mtime=0)[:-20], None, {"damaged file": 1}),
+    "a.parquet": (b"PAR1 and no more", [], {"damaged file": 1}),
+    "empty.txt": (b"", [], {"empty file": 1}),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_records_are_left_out(tmp_path: Path, name: str) -> None:
+    content, expected, kinds = BAD_FILES[name]
+    write(tmp_path / "good.txt", "good")
+    write(tmp_path / name, content)
+    documents, found = skipped(tmp_path)
+    assert found == kinds
+    assert documents.count("good") == 1
+    rest = [document for document in documents if document != "good"]
+    assert rest == expected if expected is not None else set(rest) == {"one"} and len(rest) > 100
+
+
+def test_documents_longer_than_memory_should_hold_come_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (file_source, sources):
+        monkeypatch.setattr(module, "MAX_DOCUMENT_BYTES", 1000)
+    words = " ".join(f"wörd{number}" for number in range(2000))
+    write(tmp_path / "a.txt", f"short\n\n{words}\nits next line\n\nlast\n")
+    write(tmp_path / "b.jsonl", json.dumps({"text": words}) + "\n")
+    write(tmp_path / "c.txt", "ü" * 3000 + "\n")  # no place to cut but between characters
+    reader = DocumentReader(Source(str(tmp_path)), 1)
+    documents = list(reader)
+    assert max(len(document.text) for document in documents) <= 1000
+    of_file = {
+        name: [document.text.decode() for document in documents if f"/{name}" in document.name]
+        for name in ("a.txt", "b.jsonl", "c.txt")
+    }
+    assert of_file["a.txt"][0] == "short" and of_file["a.txt"][-1] == "last"
+    assert "".join(of_file["a.txt"][1:-1]).replace("\n", " ").replace("  ", " ") == f"{words} its next line"
+    assert "".join(of_file["b.jsonl"]) == words and "".join(of_file["c.txt"]) == "ü" * 3000
+    assert reader.take_counts().cut == 3
+    assert all(piece.split()[-1].startswith("wörd") for piece in of_file["b.jsonl"])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_reading_goes_on_from_any_document(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (file_source, sources):
+        monkeypatch.setattr(module, "MAX_DOCUMENT_BYTES", 8)
+    for number in range(2):
+        write(tmp_path / f"{number}{name}", FORMATS[name].replace("lines", "lines that are long"))
+    source = Source(str(tmp_path))
+    whole = list(DocumentReader(source, 1))
+    assert len(whole) > 6
+    for count in range(len(whole) + 1):
+        reader = DocumentReader(source, 1)
+        begun = list(islice(reader, count))
+        position = json.loads(json.dumps(reader.position))
+        assert begun + list(DocumentReader(source, 1, position)) == whole
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight": 0}, "weight is 0, but must be a number above 0, or null"),
+        ({"weight": "half"}, "weight is 'half', but must be a number above 0, or null"),
+        ({"streaming": "yes"}, "streaming is 'yes', but must be true or false"),
+        ({"on_bad_record": "ignore"}, "on_bad_record is 'ignore', but must be one of 'error', 'skip'"),
+    ],
+)
+def test_fields_that_make_no_sense(fields: dict, message: str) -> None:
+    with pytest.raises(SourceError, match=f"a.txt: {message}"):
+        Source("a.txt", **fields)

@@ -1,0 +1,133 @@
+"""Where the rows of a packing lie in prepared shards: computed once for each packing and length, and mapped.
+
+The index is a folder `rows/PACKING-LENGTH` of the prepared folder, with the numbers of all shards in one file.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from filelock import FileLock
+
+from pretrain.data.packing import best_fit_rows, full_sentence_rows
+from pretrain.data.shards import SPLITS, SplitArrays, hash_file, map_shard, shard_path
+from pretrain.data.workers import shared_out
+from pretrain.errors import UserError
+from pretrain.files import write_folder, write_json
+
+
+FORMAT = 1
+NUMBERS, DESCRIPTION = "rows.bin", "index.json"
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """The rows of one split.
+
+    Args:
+        numbers: of all shards, (numbers,) of uint32, on disk.
+        first_number: where the numbers of each shard begin, (shards,).
+        rows, pieces: how many there are in each shard, (shards,).
+        tokens: of all rows, without padding.
+    """
+
+    numbers: np.ndarray
+    first_number: np.ndarray
+    rows: np.ndarray
+    pieces: np.ndarray
+    tokens: int
+
+
+def ensure_index(prepared: Path, packing: str, max_length: int, num_proc: int = 1) -> Path:
+    """The folder of an index, made where it is not there or not whole. Processes wait for the one that makes it."""
+    folder = prepared / "rows" / f"{packing}-{max_length}"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if damage_of_index(folder):
+            write_folder(folder, lambda partial: _build(prepared, packing, max_length, num_proc, partial))
+    return folder
+
+
+def open_index(folder: Path, split: str) -> RowIndex:
+    """Map the rows of a split into memory."""
+    description = _read(folder)
+    counts = np.array([description["shards"][each] for each in SPLITS], dtype=np.int64)  # (splits, shards, 3)
+    ends = np.cumsum(counts[:, :, 0].T).reshape(-1, len(SPLITS)).T  # shard by shard, each split by split
+    place = SPLITS.index(split)
+    return RowIndex(
+        numbers=np.asarray(np.memmap(folder / NUMBERS, dtype=np.uint32, mode="r")),
+        first_number=ends[place] - counts[place, :, 0],
+        rows=counts[place, :, 1],
+        pieces=counts[place, :, 2],
+        tokens=description["tokens"][split],
+    )
+
+
+def damage_of_index(folder: Path) -> str | None:
+    """What is wrong with an index, or None."""
+    try:
+        description = _read(folder)
+        if description["format"] != FORMAT:
+            return f"format {description['format']}"
+        return None if hash_file(folder / NUMBERS) == description["xxh3"] else "other bytes than were written"
+    except (OSError, ValueError, KeyError) as error:
+        return str(error)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+
+
+def _build(prepared: Path, packing: str, max_length: int, num_proc: int, folder: Path):
+    manifest = json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))
+    shards: dict[str, list[list[int]]] = {split: [] for split in SPLITS}
+    tokens = dict.fromkeys(SPLITS, 0)
+    digest = xxhash.xxh3_128()
+    arguments = (packing, max_length, manifest["token_type"])
+    with open(folder / NUMBERS, "wb") as file:
+        for result in shared_out(_Packer, arguments, _tasks(prepared, manifest), num_proc):
+            for split, (numbers, rows, pieces, places) in result.items():
+                shards[split].append([len(numbers), rows, pieces])
+                tokens[split] += places
+                digest.update(numbers.view(np.uint8))
+                file.write(numbers.view(np.uint8))
+    write_json(
+        folder / DESCRIPTION,
+        {"format": FORMAT, "xxh3": digest.hexdigest(), "tokens": tokens, "shards": shards},
+    )
+
+
+def _tasks(prepared: Path, manifest: dict) -> Iterator[tuple[Path, dict]]:
+    for part in manifest["parts"]:
+        for number, counts in enumerate(part["shards"]):
+            yield shard_path(prepared / part["folder"], number), counts
+
+
+class _Packer:
+    """Computes the rows of a shard."""
+
+    def __init__(self, packing: str, max_length: int, token_type: str):
+        self.packing = packing
+        self.max_length = max_length
+        self.token_type = token_type
+
+    def __call__(self, task: tuple[Path, dict]) -> dict[str, tuple[np.ndarray, int, int, int]]:
+        arrays = map_shard(*task, self.token_type)
+        return {split: self._rows(arrays[split]) for split in SPLITS}
+
+    def _rows(self, arrays: SplitArrays) -> tuple[np.ndarray, int, int, int]:
+        """The numbers to store, and how many rows, pieces and tokens they are."""
+        if self.packing == "best_fit":
+            offsets, starts, lengths = best_fit_rows(arrays, self.max_length)
+            numbers = np.concatenate([offsets, starts, lengths])
+            return numbers, len(offsets) - 1, len(starts), int(lengths.sum()) + 2 * len(starts)
+        if self.packing == "full_sentences":
+            starts = full_sentence_rows(arrays, self.max_length)
+            rows = len(starts) - 1
+            at_document_end = int(np.isin(starts[1:], arrays.documents[1:]).sum())
+            return starts, rows, rows, len(arrays.tokens) + 2 * rows - at_document_end
+        raise UserError(f"packing {self.packing!r} has no index")
