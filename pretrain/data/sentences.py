@@ -10,10 +10,11 @@ import re
 
 CLOSING = "\"'”’»)\\]"
 OPENING = "\"'“‘«(\\[¿¡*_"
+# One set of characters first: the search for it is many times faster than one for several alternatives.
 BOUNDARY = re.compile(
-    r"\n\s*"
-    rf"|(?P<stop>[.!?…]+)[{CLOSING}]*[^\S\n]+(?=[{OPENING}]*(?P<first>[^\W_a-z]))"
-    r"|[。！？]+[」』”’）]*[^\S\n]*"
+    r"[\n.!?…。！？](?:(?<=\n)\s*"
+    rf"|(?<=[.!?…])(?P<more>[.!?…]*)[{CLOSING}]*[^\S\n]+(?=[{OPENING}]*(?P<first>[^\W_a-z]))"
+    r"|(?<=[。！？])[。！？]*[」』”’）]*[^\S\n]*)"
 )
 WORD = re.compile(r"[^\s\"'“‘«(\[]*\Z")
 LONGEST_ABBREVIATION = 12
@@ -34,7 +35,7 @@ def sentence_starts(text: str) -> list[int]:
     """The places of the characters with which the sentences of a text begin, but for the first sentence."""
     starts = []
     for boundary in BOUNDARY.finditer(text):
-        if boundary["stop"] is not None and not _ends_sentence(text, boundary):
+        if boundary["first"] and not _ends_sentence(text, boundary):
             continue
         if boundary.end() < len(text):
             starts.append(boundary.end())
@@ -44,7 +45,7 @@ def sentence_starts(text: str) -> list[int]:
 def _ends_sentence(text: str, boundary: re.Match) -> bool:
     if boundary["first"].islower():
         return False
-    if boundary["stop"] != ".":
+    if boundary["more"] or text[boundary.start()] != ".":
         return True
     start = max(0, boundary.start() - LONGEST_ABBREVIATION)
     word = WORD.search(text, start, boundary.start())[0].lower()  # type: ignore[index]
