@@ -221,6 +221,18 @@ def test_any_number_of_processes_writes_the_same_bytes(config: PretrainConfig, t
     assert bytes_of(prepare(config)) == expected
 
 
+@pytest.mark.parametrize("num_proc", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_special_tokens_in_the_text_are_words_like_others(
+    config: PretrainConfig, text: Path, small_shards, num_proc: int
+):
+    config.num_proc = num_proc
+    text.write_text("\n\n".join(f"{each} Of <mask>, <s> and </s>." for each in texts_of(text)), encoding="utf-8")
+    prepared = prepare(config)
+    tokenizer = load_tokenizer(str(prepared / "tokenizer"))
+    assert sorted(documents_of(prepared, "train") + documents_of(prepared, "validation")) == sorted(texts_of(text))
+    assert tokenizer.mask_token_id not in PackedRows.open(prepared, "train", max_length=32).stream[:]
+
+
 DAMAGES = ["cut", "missing", "flipped shard", "flipped record", "flipped tokenizer", "no manifest", "broken manifest"]
 
 
