@@ -9,7 +9,6 @@ how many cores were busy, the speed, and what was left to do after the kill. Nee
 import argparse
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -83,23 +82,23 @@ class Measured:
 
 def run_measured(command: list[str], kill_when: Callable[[], bool] = lambda: False) -> Measured:
     """Run a command, watching it and all the processes it starts; kill it when that is asked for."""
-    started, cpu_before = time.perf_counter(), _cpu_seconds()
+    started = time.perf_counter()
     process = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
     )
     output: list[str] = []
     reader = threading.Thread(target=lambda: output.extend(process.stdout))  # type: ignore[arg-type]
     reader.start()
-    peak = 0
+    peak, busy = 0, dict[int, float]()
     while process.poll() is None:
-        peak = max(peak, sum(map(_memory, _family(process.pid))))
+        family = _family(process.pid)
+        peak = max(peak, sum(map(_memory, family)))
+        busy |= {member: max(_cpu_seconds(member), busy.get(member, 0)) for member in family}
         if kill_when():
             process.send_signal(signal.SIGKILL)
         time.sleep(SAMPLING_SECONDS)
     reader.join()  # those that it started hold the pipe until they end
-    return Measured(
-        process.returncode, "".join(output), time.perf_counter() - started, _cpu_seconds() - cpu_before, peak
-    )
+    return Measured(process.returncode, "".join(output), time.perf_counter() - started, sum(busy.values()), peak)
 
 
 def _family(process: int) -> list[int]:
@@ -123,10 +122,13 @@ def _memory(process: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
-def _cpu_seconds() -> float:
-    """What the processes that ended so far spent on cores."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _cpu_seconds(process: int) -> float:
+    """What a process has spent on cores so far."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:  # it has ended
+        return 0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(gigabytes: float, packing: str, num_proc: int, folder: Path):
