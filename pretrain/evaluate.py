@@ -1,0 +1,135 @@
+"""Compare masked language models of Transformers, side by side in one table.
+
+    python pretrain/evaluate.py MODEL [MODEL ...] [--data SOURCE ...] [--minimal_pairs FOLDER] [--output FILE.json]
+
+On text (--data): words are hidden, the same ones for every model, and predicted; pretrain/masked_words.py says what
+exactly is measured. On minimal pairs (--minimal_pairs): how often the good sentence is found likelier than the bad
+one, see pretrain/minimal_pairs.py.
+
+`accelerate launch --config_file configs/accelerate/NAME.yaml pretrain/evaluate.py ...` shares the rows out over
+processes; the numbers stay the same.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pretrain.errors import report_user_errors
+
+
+SOME_FAILED = 1  # exit code where a model could not be evaluated; the others were
+
+EPILOG = """\
+text: A word is a stretch without white space (a Chinese character is one by itself; stretches of more than 40
+characters are never hidden). Which words are hidden depends on (--seed, text of the document, number of the word)
+alone. All tokens of a hidden word are replaced by the mask token and predicted from the rest of the row.
+  nats per word    sum of -log p over all tokens of the hidden words, divided by the number of these words
+  bits per byte    the same sum in bits, divided by the length of these words in UTF-8
+  word accuracy    share of words of which every token is the likeliest at its place
+  loss per token, token accuracy: the same sum, and the right predictions, divided by the number of these tokens;
+                   comparable between models with the same tokenizer only
+Documents are cut between words into rows that fit all models, so that each word has the same context in all. Words
+that one of the tokenizers does not know, or writes into a token with a neighbour, are hidden from all models but not
+scored. Compared with the validation loss of a training run this is harder: whole words are hidden, and always.
+
+minimal pairs: JSON lines with sentence_good and sentence_bad, and field and linguistics_term where the pairs have
+groups as in BLiMP. The values are pseudo-log-likelihoods; ties count as half.
+
+exit codes: 0; 1 where a model failed (the others were evaluated); 2 for wrong input.
+"""
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py",
+        description=__doc__.splitlines()[0],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="a folder, or an id of the Hub; ID@REVISION for another revision")
+    add("--data", nargs="+", default=[], metavar="SOURCE", help="texts: files, folders, patterns, datasets of the Hub")
+    add("--text_column", default="text", help="column of tables, and key of JSON lines, that holds the text")
+    add("--documents", default="auto", help="what a document is in text files: auto, line, blank_line or file")
+    add("--split", default="validation", help="split of datasets of the Hub (%(default)s)")
+    add(
+        "--held_out",
+        type=share,
+        metavar="SHARE",
+        help="read the documents alone that pretraining with validation_share SHARE keeps for validation",
+    )
+    add("--max_documents", type=positive_number, help="read so many documents of each source at most")
+    add("--mask_probability", type=share, default=0.15, help="the share of words to hide (%(default)s)")
+    add("--seed", type=seed, default=0, help="of the choice of hidden words (%(default)s)")
+    add(
+        "--max_length",
+        type=positive_number,
+        help="tokens of a row; if not given as many as all models take, 512 at most",
+    )
+    add("--minimal_pairs", metavar="FOLDER", help="JSON lines files of pairs, or a single file")
+    add(
+        "--pll",
+        choices=("original", "within_word_l2r"),
+        default="original",
+        help="pseudo-log-likelihood: mask one token at a time (original, Salazar et al. 2020), or also those that "
+        "follow it in its word (within_word_l2r, Kauf & Ivanova 2023)",
+    )
+    add(
+        "--batch_size",
+        type=positive_number,
+        default=32,
+        help="rows of max_length at once; more of shorter ones (%(default)s)",
+    )
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations (%(default)s)")
+    add("--trust_remote_code", action="store_true", help="run the Python code that models bring along")
+    add("--output", type=Path, metavar="FILE", help="write everything as JSON")
+    add("--csv", type=Path, metavar="FILE", help="write the numbers as CSV")
+    options = parser.parse_args(arguments)
+    if not options.data and options.minimal_pairs is None:
+        parser.error("give --data, --minimal_pairs or both")
+    return options
+
+
+def positive_number(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    if not 0 <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2**63")
+    return int(text)
+
+
+def share(text: str) -> float:
+    if not 0 < float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Evaluate, print the tables, write the files, and return the exit code."""
+    # Processes that read the built-in corpus import this file again: without what takes seconds to import.
+    from pretrain.evaluation.comparison import check_output, evaluate, processes
+    from pretrain.evaluation.tables import csv_text, markdown
+    from pretrain.files import write_json, write_text
+
+    check_output(options.output, "--output")
+    check_output(options.csv, "--csv")
+    with processes() as state:
+        results = evaluate(options)
+        if state.is_main_process:
+            print(f"\n{markdown(results)}", flush=True)
+            if options.output is not None:
+                write_json(options.output, results)
+            if options.csv is not None:
+                write_text(options.csv, csv_text(results))
+        state.wait_for_everyone()  # one that ended with an error code would have the launcher end the others
+    return SOME_FAILED if any(model["errors"] for model in results["models"]) else 0
+
+
+if __name__ == "__main__":
+    with report_user_errors():
+        sys.exit(main(parse_arguments(sys.argv[1:])))

@@ -1,0 +1,1 @@
+"""Comparison of masked language models: what `pretrain/evaluate.py` is made of."""

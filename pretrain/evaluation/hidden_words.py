@@ -1,0 +1,244 @@
+"""Masked loss and accuracy on text, comparable between models with different tokenizers: hidden words.
+
+- A word is a stretch of characters without white space; a Chinese character is one by itself, as in BERT. A stretch of
+  more than 40 characters (an address, a table) is context and never hidden.
+- Each word is hidden with the same probability. Which ones is a function of (seed, text of the document, number of the
+  word) alone, so that all models predict the same words, whatever their tokenizers, the length of rows, the batch size
+  or what else is read.
+- All tokens of a hidden word are replaced by the mask token, and each is predicted from what is not hidden. The loss
+  of a word is the sum over its tokens of -log p.
+- Documents are cut between words into rows such that each row fits every model: all see the same text around a word.
+- A hidden word is scored where every tokenizer spells it, with tokens that it shares with no other word: an unknown
+  token says little of the word and would be easy to predict.
+"""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pretrain.evaluation.models import Encoded, TextEncoder
+from pretrain.evaluation.scoring import MaskedRow, Scorer
+
+
+CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+WORD = re.compile(rf"[{CHINESE}]|[^\s{CHINESE}]+")
+LONGEST_HIDDEN_WORD = 40  # characters
+SECTION_CHARACTERS = 2**16  # that are encoded at once, so that the memory does not grow with the longest document
+SECTIONS_AT_ONCE = 64
+
+
+class Section(NamedTuple):
+    """Words of a document.
+
+    Args:
+        text: from the first word to the last.
+        spans: (words, 2), the characters of each word.
+        hidden: (words,), which words are to be predicted.
+    """
+
+    text: str
+    spans: np.ndarray
+    hidden: np.ndarray
+
+
+class Spelling(NamedTuple):
+    """How a tokenizer spells the words of a section.
+
+    Args:
+        ids: (tokens,).
+        first_word, end_word: (tokens,), the range of words that each token is made of; empty for white space.
+        first_token: (words + 1,), where the tokens of each word begin.
+        spelled: (words,), whether it has tokens of its own alone, none of them unknown.
+    """
+
+    ids: np.ndarray
+    first_word: np.ndarray
+    end_word: np.ndarray
+    first_token: np.ndarray
+    spelled: np.ndarray
+
+
+@dataclass
+class HiddenWords:
+    """The rows of a text for each of several tokenizers, with the same words hidden in the same text.
+
+    Args:
+        rows: for each tokenizer.
+        words: for each tokenizer and row the number of the word of each prediction.
+        documents, words_read: what was read.
+        hidden: the words that are hidden.
+        spelled: for each tokenizer, how many of them it spells.
+        scored: those of them that are scored.
+        scored_bytes: their length in UTF-8, without the white space around them.
+        too_long: words that are longer than a row; they are left out of the text.
+    """
+
+    rows: list[list[MaskedRow]]
+    words: list[list[np.ndarray]]
+    documents: int = 0
+    words_read: int = 0
+    hidden: int = 0
+    spelled: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    scored: int = 0
+    scored_bytes: int = 0
+    too_long: int = 0
+
+    @classmethod
+    def cut(
+        cls,
+        documents: Iterable[str],
+        encoders: Sequence[TextEncoder],
+        max_length: int,
+        seed: int = 0,
+        probability: float = 0.15,
+    ) -> "HiddenWords":
+        """Hide words of documents and cut these into rows that hold at most `max_length` tokens of each tokenizer.
+
+        Where there is no word to score, the result has none.
+        """
+        result = cls(rows=[[] for _ in encoders], words=[[] for _ in encoders])
+        result.spelled = np.zeros(len(encoders), dtype=np.int64)
+        for sections in _batched(result._sections(documents, seed, probability), SECTIONS_AT_ONCE):
+            encoded = [encoder.encode([section.text for section in sections]) for encoder in encoders]
+            for section, encodings in zip(sections, zip(*encoded, strict=True), strict=True):
+                spellings = [
+                    spell(section, encoding, encoder.unk_token_id)
+                    for encoding, encoder in zip(encodings, encoders, strict=True)
+                ]
+                result._add(section, spellings, encoders, max_length)
+        return result
+
+    def _sections(self, documents: Iterable[str], seed: int, probability: float) -> Iterator[Section]:
+        for text in documents:
+            spans = np.array([match.span() for match in WORD.finditer(text)], dtype=np.int64).reshape(-1, 2)
+            hidden = hidden_words(text, len(spans), seed, probability)
+            hidden &= spans[:, 1] - spans[:, 0] <= LONGEST_HIDDEN_WORD
+            self.documents += 1
+            self.words_read += len(spans)
+            start = 0
+            while start < len(spans):
+                limit = spans[start, 0] + SECTION_CHARACTERS
+                stop = max(start + 1, int(np.searchsorted(spans[:, 1], limit, side="right")))
+                begin, end = spans[start, 0], spans[stop - 1, 1]
+                yield Section(text[begin:end], spans[start:stop] - begin, hidden[start:stop])
+                start = stop
+
+    def _add(self, section: Section, spellings: list[Spelling], encoders: Sequence[TextEncoder], max_length: int):
+        spelled = section.hidden & np.array([spelling.spelled for spelling in spellings])
+        scored = np.all(spelled, axis=0)
+        room = [max_length - encoder.num_special_tokens for encoder in encoders]
+        for start, stop in self._row_ends(spellings, room):
+            inside = np.zeros(len(scored), dtype=bool)
+            inside[start:stop] = True
+            self.hidden += int((section.hidden & inside).sum())
+            self.spelled += (spelled & inside).sum(axis=1)
+            scored_here = np.flatnonzero(scored & inside)
+            if not len(scored_here):
+                continue
+            numbers = np.full(len(scored), -1)
+            numbers[scored_here] = np.arange(self.scored, self.scored + len(scored_here))
+            self.scored += len(scored_here)
+            self.scored_bytes += sum(len(section.text[a:b].encode()) for a, b in section.spans[scored_here])
+            for number, (spelling, encoder) in enumerate(zip(spellings, encoders, strict=True)):
+                row, words = masked_row(spelling, encoder, (start, stop), section.hidden, numbers)
+                self.rows[number].append(row)
+                self.words[number].append(words)
+
+    def _row_ends(self, spellings: list[Spelling], room: list[int]) -> Iterator[tuple[int, int]]:
+        """Ranges of words that fit; as many as fit in each."""
+        start, num_words = 0, len(spellings[0].spelled)
+        while start < num_words:
+            stop = min(
+                int(np.searchsorted(spelling.first_token, spelling.first_token[start] + tokens, side="right")) - 1
+                for spelling, tokens in zip(spellings, room, strict=True)
+            )
+            stop = min(stop, num_words)
+            if stop <= start:
+                self.too_long += 1
+                stop = start + 1
+            else:
+                yield start, stop
+            start = stop
+
+
+def hidden_words(text: str, num_words: int, seed: int, probability: float) -> np.ndarray:
+    """Which words of a document are hidden: (words,), bool."""
+    digest = hashlib.blake2b(text.encode(), digest_size=16, salt=seed.to_bytes(8, "little")).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return generator.random(num_words) < probability
+
+
+def spell(section: Section, encoded: Encoded, unk_token_id: int | None) -> Spelling:
+    """Lay the tokens of a section over its words."""
+    starts, ends = section.spans.T
+    first_word = np.searchsorted(ends, encoded.offsets[:, 0], side="right")
+    end_word = np.maximum(np.searchsorted(starts, encoded.offsets[:, 1], side="left"), first_word)
+    first_token = np.searchsorted(np.maximum.accumulate(encoded.offsets[:, 1]), [*starts, np.inf], side="right")
+    first_token[0] = 0
+
+    num_words = len(section.spans)
+    shared = (end_word - first_word > 1) | (encoded.ids == (-1 if unk_token_id is None else unk_token_id))
+    spoilt = np.zeros(num_words + 1, dtype=np.int64)
+    np.add.at(spoilt, first_word[shared], 1)
+    np.add.at(spoilt, end_word[shared], -1)
+    own = np.zeros(num_words, dtype=bool)
+    own[first_word[end_word - first_word == 1]] = True
+    return Spelling(encoded.ids, first_word, end_word, first_token, own & (np.cumsum(spoilt)[:-1] == 0))
+
+
+def masked_row(
+    spelling: Spelling, encoder: TextEncoder, words: tuple[int, int], hidden: np.ndarray, numbers: np.ndarray
+) -> tuple[MaskedRow, np.ndarray]:
+    """The row of a range of words, and the number of the word of each prediction.
+
+    Args:
+        spelling: of the section.
+        encoder: of the tokenizer.
+        words: the range.
+        hidden: (words of the section,), whose tokens are masked.
+        numbers: (words of the section,), the number of each word that is scored, -1 for others.
+    """
+    tokens = slice(*spelling.first_token[list(words)])
+    ids, first_word, end_word = spelling.ids[tokens], spelling.first_word[tokens], spelling.end_word[tokens]
+    hidden_before = np.cumsum([0, *hidden])
+    masked = hidden_before[end_word] > hidden_before[first_word]
+    number = np.where(end_word > first_word, numbers[np.minimum(first_word, len(numbers) - 1)], -1)
+    predicted = masked & (number >= 0)
+    input_ids = encoder.row(np.where(masked, encoder.mask_token_id, ids))
+    places = np.flatnonzero(predicted) + len(encoder.before)
+    return MaskedRow(input_ids, places, ids[predicted]), number[predicted]
+
+
+def evaluate_hidden_words(scorer: Scorer, text: HiddenWords, tokenizer: int, name: str) -> dict[str, Any]:
+    """Score the hidden words of a text by a model.
+
+    Returns:
+        nats_per_word: sum of -log p over all tokens of all scored words, divided by the number of these words.
+        bits_per_byte: the same sum in bits, divided by the length of these words in UTF-8.
+        word_accuracy: the share of words of which every token is the likeliest at its place.
+        loss, accuracy: mean of -log p in nats, and share of right predictions, of tokens.
+        tokens_predicted: number of these tokens.
+        tokens_per_second: that went through the model.
+    """
+    scores = scorer.score(text.rows[tokenizer], name)
+    nats = -scores.log_probabilities.sum()
+    wrong = np.bincount(np.concatenate(text.words[tokenizer]), weights=~scores.correct, minlength=text.scored)
+    return {
+        "nats_per_word": float(nats / text.scored),
+        "bits_per_byte": float(nats / np.log(2) / text.scored_bytes),
+        "word_accuracy": float((wrong == 0).mean()),
+        "loss": float(nats / len(scores.log_probabilities)),
+        "accuracy": float(scores.correct.mean()),
+        "tokens_predicted": len(scores.log_probabilities),
+        "tokens_per_second": round(scores.tokens / scores.seconds, 1),
+    }
+
+
+def _batched(items: Iterator[Section], size: int) -> Iterator[list[Section]]:
+    while batch := list(itertools.islice(items, size)):
+        yield batch

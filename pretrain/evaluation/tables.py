@@ -1,0 +1,151 @@
+"""What an evaluation found, as tables: Markdown for people, CSV for programs."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+# Key of the results, heading, and how it is written.
+WORD_COLUMNS = (
+    ("nats_per_word", "nats per word", "{:.4f}"),
+    ("bits_per_byte", "bits per byte", "{:.4f}"),
+    ("word_accuracy", "word accuracy", "{:.2%}"),
+    ("loss", "loss per token", "{:.4f}"),
+    ("accuracy", "token accuracy", "{:.2%}"),
+    ("tokens_per_second", "tokens/s", "{:,.0f}"),
+)
+FAILED = "failed"
+NONE = "-"
+MESSAGE_CHARACTERS = 300
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """A table for each text, one for all minimal pairs with the models as columns, and what failed."""
+    labels = _labels([model["model"] for model in results["models"]])
+    models = [model | {"label": label} for model, label in zip(results["models"], labels, strict=True)]
+    parts = [_text_table(text, models) for text in results["data"]]
+    if results["minimal_pairs"] is not None:
+        parts.append(_pairs_table(results["minimal_pairs"], models))
+    problems = [f"- {model['label']}: {problem}" for model in models for problem in model["errors"]]
+    if problems:
+        parts.append("Failed:\n\n" + "\n".join(_shortened(problem) for problem in problems))
+    return "\n\n".join(parts) + "\n"
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Names of models, those of folders without the parents that they do not need to be told apart."""
+    parts = [Path(name).parts if os.path.isdir(name) else (name,) for name in names]
+    length = 1
+    while len({part[-length:] for part in parts}) < len(names):
+        length += 1
+    return ["/".join(part[-length:]) for part in parts]
+
+
+def _text_table(text: dict[str, Any], models: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for model in models:
+        values = model["data"].get(text["source"], {})
+        cells = [form.format(values[key]) if values else FAILED for key, _, form in WORD_COLUMNS]
+        rows.append([model["label"], _number(model["parameters"]), *cells])
+    title = (
+        f"**{text['source']}**: {text['scored_words']:,} hidden words ({text['scored_bytes']:,} bytes) of "
+        f"{text['words']:,} words in {text['documents']:,} documents"
+    )
+    notes = [f"{count:,} {what}" for count, what in _left_out(text) if count]
+    if notes:
+        title += "; not scored: " + ", ".join(notes)
+    return title + "\n\n" + _table(["model", "parameters", *(heading for _, heading, _ in WORD_COLUMNS)], rows)
+
+
+def _left_out(text: dict[str, Any]) -> list[tuple[int, str]]:
+    return [
+        (text["hidden_words"] - text["scored_words"], "hidden words that not every tokenizer spells by itself"),
+        (text["too_long_words"], "words that are longer than a row"),
+    ]
+
+
+def _pairs_table(pairs: dict[str, Any], models: Sequence[dict[str, Any]]) -> str:
+    evaluated = [model["minimal_pairs"] for model in models]
+    some = next((result for result in evaluated if result), None)
+    rows = [["**all**", f"{pairs['pairs']:,}", *(_accuracy(result and result["overall"]) for result in evaluated)]]
+    for grouping, groups in some["groups"].items() if some else ():
+        for name, group in groups.items():
+            cells = [_accuracy(result and result["groups"][grouping][name]) for result in evaluated]
+            rows.append([f"{grouping}: {name}", f"{group['pairs']:,}", *cells])
+    for name, file in some["files"].items() if some else ():
+        rows.append(
+            [name, f"{file['pairs']:,}", *(_accuracy(result and result["files"][name]) for result in evaluated)]
+        )
+    counts = (
+        ("ties (count as half)", lambda model, result: f"{result['overall']['ties']:,}"),
+        ("unknown tokens", lambda model, result: f"{result['unknown_tokens']:,}"),
+        ("tokens/s", lambda model, result: f"{result['tokens_per_second']:,.0f}"),
+    )
+    for heading, count in counts:
+        rows.append(
+            [
+                heading,
+                "",
+                *(count(model, result) if result else NONE for model, result in zip(models, evaluated, strict=True)),
+            ]
+        )
+    rows.append(["parameters", "", *(_number(model["parameters"]) for model in models)])
+    title = (
+        f"**{pairs['path']}**: share of minimal pairs whose good sentence has the higher pseudo-log-likelihood "
+        f"({pairs['pseudo_log_likelihood']})"
+    )
+    return title + "\n\n" + _table(["pairs of", "pairs", *(model["label"] for model in models)], rows)
+
+
+def _accuracy(result: dict[str, Any] | None) -> str:
+    return f"{result['accuracy']:.2%}" if result else FAILED
+
+
+def _number(value: int | None) -> str:
+    return NONE if value is None else f"{value:,}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up in a terminal: the first to the left, the others to the right."""
+    cells = [[_cell(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in cells
+    ]
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= MESSAGE_CHARACTERS else text[:MESSAGE_CHARACTERS] + " ..."
+
+
+def csv_text(results: dict[str, Any]) -> str:
+    """One line for each number: model, task ("text" or "minimal_pairs"), part (source, file, group), metric, value."""
+    output = io.StringIO()
+    writer = csv.writer(output, lineterminator="\n")
+    writer.writerow(["model", "task", "part", "metric", "value"])
+    for model in results["models"]:
+        lines = [("", "", "parameters", model["parameters"])] if model["parameters"] is not None else []
+        for source, values in model["data"].items():
+            lines += [("text", source, metric, value) for metric, value in values.items()]
+        pairs = model["minimal_pairs"]
+        if pairs:
+            parts = {"": pairs["overall"], **pairs["files"]}
+            for grouping, groups in pairs["groups"].items():
+                parts |= {f"{grouping}: {name}": values for name, values in groups.items()}
+            lines += [
+                ("minimal_pairs", part, key, value) for part, values in parts.items() for key, value in values.items()
+            ]
+            lines += [("minimal_pairs", "", key, pairs[key]) for key in ("unknown_tokens", "tokens_per_second")]
+        lines += [("", "", "error", problem) for problem in model["errors"]]
+        writer.writerows([model["model"], *line] for line in lines)
+    return output.getvalue()
