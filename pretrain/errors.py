@@ -24,8 +24,12 @@ class UserError(ValueError):
 
 
 @contextmanager
-def report_user_errors() -> Iterator[None]:
-    """End the program with the message of a `UserError`, or of a full disk, and exit code 2."""
+def report_user_errors(kept: str = "The same command goes on from the last checkpoint.") -> Iterator[None]:
+    """End the program with the message of a `UserError`, or of a full disk, and exit code 2.
+
+    Args:
+        kept: what is said of the work so far where something from outside ends the program.
+    """
     try:
         yield
     except UserError as error:
@@ -33,18 +37,18 @@ def report_user_errors() -> Iterator[None]:
     except Stopped:
         sys.exit(STOPPED)
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr, flush=True)
+        print(f"\nStopped. {kept}", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if is_disk_full(error):
             _end(
                 f"the disk is full: {error}. Nothing half-written was "
-                "kept. Make room, or name another place with --prepared_dir or --output_dir."
+                "kept. Make room, or name another place with --prepared_dir, --output_dir or --output."
             )
         if is_lost_process(error):
             _end(
                 "another process of the run has ended or cannot be reached; what it said stands above or in the log "
-                f"of its machine. The same command goes on from the last checkpoint. ({str(error).splitlines()[0]})"
+                f"of its machine. {kept} ({str(error).splitlines()[0]})"
             )
         raise
 

@@ -1,23 +1,27 @@
 """Compare masked language models of Transformers, side by side in one table.
 
-    python pretrain/evaluate.py MODEL [MODEL ...] [--data SOURCE ...] [--minimal_pairs FOLDER] [--output FILE.json]
+    python pretrain/evaluate.py MODEL [MODEL ...] [--data SOURCE ...] [--minimal_pairs FOLDER] [--output FILE ...]
 
-On text (--data): words are hidden, the same ones for every model, and predicted; pretrain/masked_words.py says what
-exactly is measured. On minimal pairs (--minimal_pairs): how often the good sentence is found likelier than the bad
-one, see pretrain/minimal_pairs.py.
+On text (--data): words are hidden, the same ones for every model, and predicted; pretrain/evaluation/hidden_words.py
+says what exactly is measured. On minimal pairs (--minimal_pairs): how often the good sentence is found likelier than
+the bad one, see pretrain/evaluation/minimal_pairs.py.
 
 `accelerate launch --config_file configs/accelerate/NAME.yaml pretrain/evaluate.py ...` shares the rows out over
-processes; the numbers stay the same.
+processes; each row is scored once, in the same batch as by one process, so the numbers stay the same.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from pretrain.errors import report_user_errors
+from pretrain.errors import UserError, report_user_errors
+from pretrain.files import make_folder, write_json, write_text
 
 
 SOME_FAILED = 1  # exit code where a model could not be evaluated; the others were
+SUFFIXES = (".json", ".csv", ".md")
 
 EPILOG = """\
 text: A word is a stretch without white space (a Chinese character is one by itself; stretches of more than 40
@@ -26,16 +30,17 @@ alone. All tokens of a hidden word are replaced by the mask token and predicted 
   nats per word    sum of -log p over all tokens of the hidden words, divided by the number of these words
   bits per byte    the same sum in bits, divided by the length of these words in UTF-8
   word accuracy    share of words of which every token is the likeliest at its place
-  loss per token, token accuracy: the same sum, and the right predictions, divided by the number of these tokens;
-                   comparable between models with the same tokenizer only
-Documents are cut between words into rows that fit all models, so that each word has the same context in all. Words
-that one of the tokenizers does not know, or writes into a token with a neighbour, are hidden from all models but not
-scored. Compared with the validation loss of a training run this is harder: whole words are hidden, and always.
+  loss per token, its exponential (perplexity), token accuracy: the same sum, and the right predictions, divided by
+                   the number of these tokens; comparable between models with the same tokenizer only
+Documents are cut between words into rows that fit all models, without overlap, so that each word has the same context
+in all. Words that one of the tokenizers does not know, or writes into a token with a neighbour, are hidden from all
+models but not scored. This is harder than the validation of a training run: whole words are hidden, and always.
 
 minimal pairs: JSON lines with sentence_good and sentence_bad, and field and linguistics_term where the pairs have
-groups as in BLiMP. The values are pseudo-log-likelihoods; ties count as half.
+groups as in BLiMP. The values are pseudo-log-likelihoods; ties (a relative difference below 1e-6) count as half.
 
-exit codes: 0; 1 where a model failed (the others were evaluated); 2 for wrong input.
+exit codes: 0; 1 where a model failed (the others were evaluated); 2 for wrong input; 130 where it was interrupted.
+The files of --output are written after each model, whole or not at all.
 """
 
 
@@ -49,7 +54,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="a folder, or an id of the Hub; ID@REVISION for another revision")
-    add("--data", nargs="+", default=[], metavar="SOURCE", help="texts: files, folders, patterns, datasets of the Hub")
+    add(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="texts, named as in the `data` of a pretraining: files, folders, patterns, datasets of the Hub, "
+        "python-docs, or mappings such as '{path: wikitext, config: wikitext-103-raw-v1, split: test}'",
+    )
     add("--text_column", default="text", help="column of tables, and key of JSON lines, that holds the text")
     add("--documents", default="auto", help="what a document is in text files: auto, line, blank_line or file")
     add("--split", default="validation", help="split of datasets of the Hub (%(default)s)")
@@ -82,12 +94,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="rows of max_length at once; more of shorter ones (%(default)s)",
     )
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations (%(default)s)")
+    add("--device", default="auto", help="auto: the best there is; or cpu, cuda, mps, xpu")
     add("--trust_remote_code", action="store_true", help="run the Python code that models bring along")
-    add("--output", type=Path, metavar="FILE", help="write everything as JSON")
-    add("--csv", type=Path, metavar="FILE", help="write the numbers as CSV")
+    add("--output", nargs="+", type=output_file, default=[], metavar="FILE", help="FILE.json, FILE.csv or FILE.md")
     options = parser.parse_args(arguments)
     if not options.data and options.minimal_pairs is None:
         parser.error("give --data, --minimal_pairs or both")
+    options.data = list(dict.fromkeys(options.data))
+    options.models = list(dict.fromkeys(str(Path(name)) if os.path.isdir(name) else name for name in options.models))
     return options
 
 
@@ -109,27 +123,41 @@ def share(text: str) -> float:
     return float(text)
 
 
+def output_file(text: str) -> Path:
+    if Path(text).suffix not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text} does not end in {' or '.join(SUFFIXES)}")
+    return Path(text)
+
+
 def main(options: argparse.Namespace) -> int:
     """Evaluate, print the tables, write the files, and return the exit code."""
     # Processes that read the built-in corpus import this file again: without what takes seconds to import.
-    from pretrain.evaluation.comparison import check_output, evaluate, processes
-    from pretrain.evaluation.tables import csv_text, markdown
-    from pretrain.files import write_json, write_text
+    from pretrain.evaluation.comparison import compare, processes
+    from pretrain.evaluation.tables import markdown
 
-    check_output(options.output, "--output")
-    check_output(options.csv, "--csv")
-    with processes() as state:
-        results = evaluate(options)
+    for path in options.output:
+        make_folder(path.parent, "--output")
+        if path.is_dir():
+            raise UserError(f"--output: {path} is a folder: name a file.")
+    with processes(options.device) as state:
+        results = compare(options, lambda results: write_files(results, options.output))
         if state.is_main_process:
             print(f"\n{markdown(results)}", flush=True)
-            if options.output is not None:
-                write_json(options.output, results)
-            if options.csv is not None:
-                write_text(options.csv, csv_text(results))
         state.wait_for_everyone()  # one that ended with an error code would have the launcher end the others
     return SOME_FAILED if any(model["errors"] for model in results["models"]) else 0
 
 
+def write_files(results: dict[str, Any], paths: list[Path]):
+    """Write each file in the format that its suffix says."""
+    from pretrain.evaluation.tables import csv_text, markdown
+
+    for path in paths:
+        if path.suffix == ".json":
+            write_json(path, results)
+        else:
+            write_text(path, csv_text(results) if path.suffix == ".csv" else markdown(results))
+
+
 if __name__ == "__main__":
-    with report_user_errors():
+    with report_user_errors(kept="--output holds the models that were finished."):
         sys.exit(main(parse_arguments(sys.argv[1:])))

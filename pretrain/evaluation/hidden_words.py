@@ -7,13 +7,18 @@
   or what else is read.
 - All tokens of a hidden word are replaced by the mask token, and each is predicted from what is not hidden. The loss
   of a word is the sum over its tokens of -log p.
-- Documents are cut between words into rows such that each row fits every model: all see the same text around a word.
+- Documents are cut between words into rows, each as long as fits every model, which do not overlap: all models see the
+  same text around a word, and each hidden word is in one row. What was cut is counted.
 - A hidden word is scored where every tokenizer spells it, with tokens that it shares with no other word: an unknown
   token says little of the word and would be easy to predict.
+
+What this does not level: a tokenizer that lowers the case has less to predict, and the number of masks tells a model
+of how many of its tokens a word is.
 """
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pretrain.evaluation.models import Encoded, TextEncoder
-from pretrain.evaluation.scoring import MaskedRow, Scorer
+from pretrain.evaluation.models import Encoded, MaskedRow, Scorer, TextEncoder
 
 
 CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -36,11 +40,15 @@ class Section(NamedTuple):
     """Words of a document.
 
     Args:
+        document: the number of the document.
+        start: the number of the first word in it.
         text: from the first word to the last.
         spans: (words, 2), the characters of each word.
         hidden: (words,), which words are to be predicted.
     """
 
+    document: int
+    start: int
     text: str
     spans: np.ndarray
     hidden: np.ndarray
@@ -76,6 +84,7 @@ class HiddenWords:
         scored: those of them that are scored.
         scored_bytes: their length in UTF-8, without the white space around them.
         too_long: words that are longer than a row; they are left out of the text.
+        cut_documents: the numbers of the documents that did not fit into one row.
     """
 
     rows: list[list[MaskedRow]]
@@ -87,6 +96,7 @@ class HiddenWords:
     scored: int = 0
     scored_bytes: int = 0
     too_long: int = 0
+    cut_documents: set[int] = field(default_factory=set)
 
     @classmethod
     def cut(
@@ -125,45 +135,49 @@ class HiddenWords:
                 limit = spans[start, 0] + SECTION_CHARACTERS
                 stop = max(start + 1, int(np.searchsorted(spans[:, 1], limit, side="right")))
                 begin, end = spans[start, 0], spans[stop - 1, 1]
-                yield Section(text[begin:end], spans[start:stop] - begin, hidden[start:stop])
+                yield Section(self.documents, start, text[begin:end], spans[start:stop] - begin, hidden[start:stop])
                 start = stop
 
     def _add(self, section: Section, spellings: list[Spelling], encoders: Sequence[TextEncoder], max_length: int):
-        spelled = section.hidden & np.array([spelling.spelled for spelling in spellings])
-        scored = np.all(spelled, axis=0)
         room = [max_length - encoder.num_special_tokens for encoder in encoders]
-        for start, stop in self._row_ends(spellings, room):
-            inside = np.zeros(len(scored), dtype=bool)
+        ranges = list(_row_ranges(spellings, room))
+        inside = np.zeros(len(section.spans), dtype=bool)
+        for start, stop in ranges:
             inside[start:stop] = True
-            self.hidden += int((section.hidden & inside).sum())
-            self.spelled += (spelled & inside).sum(axis=1)
-            scored_here = np.flatnonzero(scored & inside)
-            if not len(scored_here):
-                continue
-            numbers = np.full(len(scored), -1)
-            numbers[scored_here] = np.arange(self.scored, self.scored + len(scored_here))
-            self.scored += len(scored_here)
-            self.scored_bytes += sum(len(section.text[a:b].encode()) for a, b in section.spans[scored_here])
-            for number, (spelling, encoder) in enumerate(zip(spellings, encoders, strict=True)):
-                row, words = masked_row(spelling, encoder, (start, stop), section.hidden, numbers)
-                self.rows[number].append(row)
-                self.words[number].append(words)
+        hidden = section.hidden & inside
+        spelled = hidden & np.array([spelling.spelled for spelling in spellings])
+        scored = spelled.all(axis=0)
+        numbers = np.where(scored, self.scored + np.cumsum(scored) - 1, -1)
 
-    def _row_ends(self, spellings: list[Spelling], room: list[int]) -> Iterator[tuple[int, int]]:
-        """Ranges of words that fit; as many as fit in each."""
-        start, num_words = 0, len(spellings[0].spelled)
-        while start < num_words:
-            stop = min(
-                int(np.searchsorted(spelling.first_token, spelling.first_token[start] + tokens, side="right")) - 1
-                for spelling, tokens in zip(spellings, room, strict=True)
-            )
-            stop = min(stop, num_words)
-            if stop <= start:
-                self.too_long += 1
-                stop = start + 1
-            else:
-                yield start, stop
-            start = stop
+        if len(ranges) > 1 or section.start > 0:
+            self.cut_documents.add(section.document)
+        self.too_long += int((~inside).sum())
+        self.hidden += int(hidden.sum())
+        self.spelled += spelled.sum(axis=1)
+        self.scored += int(scored.sum())
+        self.scored_bytes += sum(len(section.text[start:end].encode()) for start, end in section.spans[scored])
+        for rows, words, spelling, encoder in zip(self.rows, self.words, spellings, encoders, strict=True):
+            masked, number = lay_over_tokens(spelling, section.hidden, numbers)
+            for start, stop in ranges:
+                if scored[start:stop].any():
+                    tokens = slice(*spelling.first_token[[start, stop]])
+                    row, predicted = masked_row(encoder, spelling.ids[tokens], masked[tokens], number[tokens])
+                    rows.append(row)
+                    words.append(predicted)
+
+
+def _row_ranges(spellings: Sequence[Spelling], room: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of words, as many as fit in each; a word that is longer than a row is in none."""
+    start, num_words = 0, len(spellings[0].spelled)
+    while start < num_words:
+        stop = min(
+            int(np.searchsorted(spelling.first_token, spelling.first_token[start] + tokens, side="right")) - 1
+            for spelling, tokens in zip(spellings, room, strict=True)
+        )
+        stop = min(stop, num_words)
+        if stop > start:
+            yield start, stop
+        start = max(stop, start + 1)
 
 
 def hidden_words(text: str, num_words: int, seed: int, probability: float) -> np.ndarray:
@@ -191,25 +205,26 @@ def spell(section: Section, encoded: Encoded, unk_token_id: int | None) -> Spell
     return Spelling(encoded.ids, first_word, end_word, first_token, own & (np.cumsum(spoilt)[:-1] == 0))
 
 
-def masked_row(
-    spelling: Spelling, encoder: TextEncoder, words: tuple[int, int], hidden: np.ndarray, numbers: np.ndarray
-) -> tuple[MaskedRow, np.ndarray]:
-    """The row of a range of words, and the number of the word of each prediction.
+def lay_over_tokens(spelling: Spelling, hidden: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens are masked, and the number of the word that each is to be predicted for, -1 for none: (tokens,).
 
     Args:
-        spelling: of the section.
-        encoder: of the tokenizer.
-        words: the range.
-        hidden: (words of the section,), whose tokens are masked.
-        numbers: (words of the section,), the number of each word that is scored, -1 for others.
+        spelling: of a section.
+        hidden: (words,), whose tokens are masked.
+        numbers: (words,), the number of each word that is scored, -1 for others.
     """
-    tokens = slice(*spelling.first_token[list(words)])
-    ids, first_word, end_word = spelling.ids[tokens], spelling.first_word[tokens], spelling.end_word[tokens]
-    hidden_before = np.cumsum([0, *hidden])
-    masked = hidden_before[end_word] > hidden_before[first_word]
-    number = np.where(end_word > first_word, numbers[np.minimum(first_word, len(numbers) - 1)], -1)
-    predicted = masked & (number >= 0)
-    input_ids = encoder.row(np.where(masked, encoder.mask_token_id, ids))
+    hidden_before = np.concatenate([[0], np.cumsum(hidden)])
+    masked = hidden_before[spelling.end_word] > hidden_before[spelling.first_word]
+    word = np.minimum(spelling.first_word, len(numbers) - 1)
+    return masked, np.where(spelling.end_word > spelling.first_word, numbers[word], -1)
+
+
+def masked_row(
+    encoder: TextEncoder, ids: np.ndarray, masked: np.ndarray, number: np.ndarray
+) -> tuple[MaskedRow, np.ndarray]:
+    """The row of some tokens, and the number of the word of each prediction."""
+    predicted = number >= 0
+    input_ids = encoder.row(np.where(masked, np.int32(encoder.mask_token_id), ids))
     places = np.flatnonzero(predicted) + len(encoder.before)
     return MaskedRow(input_ids, places, ids[predicted]), number[predicted]
 
@@ -221,18 +236,21 @@ def evaluate_hidden_words(scorer: Scorer, text: HiddenWords, tokenizer: int, nam
         nats_per_word: sum of -log p over all tokens of all scored words, divided by the number of these words.
         bits_per_byte: the same sum in bits, divided by the length of these words in UTF-8.
         word_accuracy: the share of words of which every token is the likeliest at its place.
-        loss, accuracy: mean of -log p in nats, and share of right predictions, of tokens.
+        loss, perplexity, accuracy: mean of -log p in nats, its exponential (None where that overflows), and the share
+            of right predictions, of tokens.
         tokens_predicted: number of these tokens.
         tokens_per_second: that went through the model.
     """
     scores = scorer.score(text.rows[tokenizer], name)
     nats = -scores.log_probabilities.sum()
+    loss = float(nats / len(scores.log_probabilities))
     wrong = np.bincount(np.concatenate(text.words[tokenizer]), weights=~scores.correct, minlength=text.scored)
     return {
         "nats_per_word": float(nats / text.scored),
         "bits_per_byte": float(nats / np.log(2) / text.scored_bytes),
         "word_accuracy": float((wrong == 0).mean()),
-        "loss": float(nats / len(scores.log_probabilities)),
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else None,
         "accuracy": float(scores.correct.mean()),
         "tokens_predicted": len(scores.log_probabilities),
         "tokens_per_second": round(scores.tokens / scores.seconds, 1),

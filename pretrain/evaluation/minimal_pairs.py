@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pretrain.errors import UserError
-from pretrain.evaluation.models import MaskedModel, ModelError
-from pretrain.evaluation.scoring import MaskedRow, Scorer
+from pretrain.evaluation.models import MaskedModel, MaskedRow, ModelError, Scorer
 from pretrain.text_source import checked_text
 
 
@@ -26,7 +25,7 @@ PSEUDO_LOG_LIKELIHOODS = ("original", "within_word_l2r")
 SENTENCES = ("sentence_good", "sentence_bad")
 GROUPINGS = ("field", "linguistics_term")
 SUFFIXES = (".jsonl", ".ndjson")
-TIE = 1e-6  # relative difference that is rounding
+TIE = 1e-6  # relative difference of two pseudo-log-likelihoods that is rounding
 CHUNK_TOKENS = 2**18  # of masked copies that are made at once
 
 
@@ -127,6 +126,8 @@ def _parse(line: bytes, place: str, file: str) -> MinimalPair:
 def evaluate_minimal_pairs(scorer: Scorer, pairs: Sequence[MinimalPair], pseudo_log_likelihood: str) -> dict[str, Any]:
     """The share of pairs whose good sentence is the likelier one; ties count as half.
 
+    A tie is a pair of values that differ by less than `TIE` of the larger one, as of sentences with the same tokens.
+
     Returns:
         accuracy, pairs, ties: of all pairs, under "overall", of each file and of each group.
         unknown_tokens: tokens of the sentences that the tokenizer does not know.
@@ -174,7 +175,7 @@ def encode_sentences(model: MaskedModel, pairs: Sequence[MinimalPair]) -> list[S
         place = f"{pairs[number // 2].place}: {SENTENCES[number % 2]}"
         if not len(encoded.ids):
             raise ModelError(f"{place} has no token of its tokenizer")
-        if model.max_length is not None and len(ids) > model.max_length:
+        if not model.takes(len(ids)):
             raise ModelError(f"{place} has {len(ids)} tokens, but it takes {model.max_length} at most")
         word_ids = np.full(len(ids), -1)
         places = np.arange(len(encoder.before), len(encoder.before) + len(encoded.ids))

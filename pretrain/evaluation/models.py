@@ -1,19 +1,32 @@
-"""Masked language models of any architecture of Transformers, and their tokenizers, as an evaluation needs them."""
+"""Masked language models of Transformers: opening them, and what they give to hidden tokens.
+
+`MaskedModel.open` reads the configuration and the tokenizer, `MaskedModel.load` the weights; `Scorer.score` puts rows
+into batches and shares these out over the processes.
+"""
 
 import os
-from collections.abc import Sequence
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import nn
+from tqdm import tqdm
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    BigBirdForMaskedLM,
     NystromformerForMaskedLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -21,6 +34,8 @@ from transformers.models.nystromformer.modeling_nystromformer import Nystromform
 
 import modeling_luna  # noqa: F401  (makes the Auto classes know Luna)
 
+
+T = TypeVar("T")
 
 NO_LIMIT = 10**6  # tokenizers without a limit have a larger model_max_length
 
@@ -33,7 +48,7 @@ class Encoded(NamedTuple):
     """The tokens of a text, without those that the tokenizer puts before and after it.
 
     Args:
-        ids: (tokens,), int64.
+        ids: (tokens,), int32.
         offsets: (tokens, 2), the characters from which each token was made.
         word_ids: (tokens,), the word of each token as the tokenizer splits them.
     """
@@ -68,7 +83,7 @@ class TextEncoder:
         text = np.flatnonzero(np.array(probe["special_tokens_mask"]) == 0)
         if not len(text):
             raise ModelError("its tokenizer makes no token of the letter 'a'")
-        ids = np.array(probe["input_ids"])
+        ids = np.array(probe["input_ids"], dtype=np.int32)
         self.before, self.after = ids[: text[0]], ids[text[-1] + 1 :]
 
     @cached_property
@@ -94,7 +109,7 @@ class TextEncoder:
         )
         return [
             Encoded(
-                ids=np.array(ids, dtype=np.int64),
+                ids=np.array(ids, dtype=np.int32),
                 offsets=np.array(offsets, dtype=np.int64).reshape(-1, 2),
                 word_ids=np.array(batch.word_ids(text), dtype=np.int64),
             )
@@ -108,7 +123,7 @@ class TextEncoder:
 
 @dataclass
 class MaskedModel:
-    """A masked language model; its weights are loaded by `load`.
+    """A masked language model without its weights.
 
     Args:
         name: a folder, or an id of the Hub, with `@REVISION` for one that is not the newest.
@@ -120,7 +135,7 @@ class MaskedModel:
     """
 
     name: str
-    config: Any
+    config: PreTrainedConfig
     encoder: TextEncoder
     max_length: int | None
     fixed_length: int | None
@@ -134,16 +149,19 @@ class MaskedModel:
             ModelError: where it is not a masked language model with a fast tokenizer.
             OSError, ValueError: of Transformers where it cannot be loaded.
         """
-        path, arguments = located(name, trust_remote_code)
+        path, arguments = _located(name, trust_remote_code)
         config = AutoConfig.from_pretrained(path, **arguments)
-        if config.is_encoder_decoder:
-            raise ModelError(f"{config.model_type} is an encoder-decoder model, not a masked language model")
+        known = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+        brought = trust_remote_code and "AutoModelForMaskedLM" in (getattr(config, "auto_map", None) or {})
+        if config.is_encoder_decoder or not (known or brought):
+            raise ModelError(
+                f"{config.model_type} is no masked language model: AutoModelForMaskedLM has no class for it"
+            )
         encoder = TextEncoder(AutoTokenizer.from_pretrained(path, **arguments))
-        fixed_length = nystromformer_length(config)
+        fixed_length = _nystromformer_length(config)
         with torch.device("meta"):
             skeleton = AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
-        limits = [*position_limits(skeleton), encoder.tokenizer.model_max_length, fixed_length or NO_LIMIT]
-        max_length = min(limits)
+        max_length = min(*_position_limits(skeleton), encoder.tokenizer.model_max_length, fixed_length or NO_LIMIT)
         return cls(
             name=name,
             config=config,
@@ -153,32 +171,42 @@ class MaskedModel:
             trust_remote_code=trust_remote_code,
         )
 
-    def load(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    def takes(self, length: int) -> bool:
+        """Whether rows of so many tokens fit."""
+        return self.max_length is None or length <= self.max_length
+
+    def load(self, dtype: torch.dtype, device: torch.device, batch_tokens: int) -> "Scorer":
         """Load the weights.
+
+        Args:
+            dtype, device: of the weights.
+            batch_tokens: the places of the largest batch; a single row may have more.
 
         Raises:
             ModelError: where some of them are not there, so that they would be random.
             OSError, ValueError, RuntimeError: of Transformers where they cannot be loaded.
         """
-        path, arguments = located(self.name, self.trust_remote_code)
-        model, report = AutoModelForMaskedLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **arguments)
+        path, arguments = _located(self.name, self.trust_remote_code)
+        weights, report = AutoModelForMaskedLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, **arguments
+        )
         missing = sorted(report["missing_keys"])
         if missing:
             names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise ModelError(
                 f"{len(missing)} of its weights are not there ({names}): it has no masked-LM head, or a part"
             )
-        if len(self.encoder.tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        vocabulary, embedded = len(self.encoder.tokenizer), weights.get_input_embeddings().weight.shape[0]
+        if vocabulary > embedded:
             raise ModelError(
-                f"its tokenizer has {len(self.encoder.tokenizer)} tokens, but the model embeds "
-                f"{model.get_input_embeddings().weight.shape[0]}: they do not belong together"
+                f"its tokenizer has {vocabulary} tokens, but the model embeds {embedded}: they do not belong together"
             )
-        if isinstance(model, NystromformerForMaskedLM):
-            invert_row_by_row(model)
-        return model.eval().to(device)
+        if isinstance(weights, NystromformerForMaskedLM):
+            _invert_row_by_row(weights)
+        return Scorer(self, weights.eval().to(device), batch_tokens)
 
 
-def located(name: str, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
+def _located(name: str, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes for a model: a folder, or an id of the Hub with `@REVISION` after it."""
     arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if os.path.isdir(name) or "@" not in name:
@@ -187,7 +215,7 @@ def located(name: str, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
     return hub_id, arguments | {"revision": revision}
 
 
-def position_limits(model: PreTrainedModel) -> list[int]:
+def _position_limits(model: PreTrainedModel) -> list[int]:
     """The numbers of tokens that the parts of a model which know of positions take."""
     limits = [getattr(model.config, "max_position_embeddings", None) or NO_LIMIT]
     for name, module in model.named_modules():
@@ -198,14 +226,14 @@ def position_limits(model: PreTrainedModel) -> list[int]:
     return [limit for limit in limits if limit > 0]
 
 
-def nystromformer_length(config: Any) -> int | None:
+def _nystromformer_length(config: PreTrainedConfig) -> int | None:
     """The length of the rows that Nystromformer averages into its landmarks; it takes no other."""
     if config.model_type != "nystromformer" or config.num_landmarks == config.segment_means_seq_len:
         return None
     return config.segment_means_seq_len
 
 
-def invert_row_by_row(model: NystromformerForMaskedLM):
+def _invert_row_by_row(model: NystromformerForMaskedLM):
     """Let no row of a batch change another: Nystromformer scales the matrices that it inverts by their common maximum.
 
     In float32, which the inversion needs whatever the dtype of the model is.
@@ -220,6 +248,206 @@ def invert_row_by_row(model: NystromformerForMaskedLM):
             module.iterative_inv = invert  # type: ignore[method-assign]
 
 
-def common_max_length(models: Sequence[MaskedModel], at_most: int) -> int:
-    """The longest rows that all models take."""
-    return min([model.max_length for model in models if model.max_length is not None] + [at_most])
+class MaskedRow(NamedTuple):
+    """One input of a model.
+
+    Args:
+        input_ids: (tokens,), masks in place.
+        places: (predictions,), which of them to predict.
+        targets: (predictions,), what was there.
+    """
+
+    input_ids: np.ndarray
+    places: np.ndarray
+    targets: np.ndarray
+
+
+class Scores(NamedTuple):
+    """What a model gave to the targets of its rows, row by row.
+
+    Args:
+        log_probabilities: (predictions,), float64, in nats.
+        correct: (predictions,), whether the target was the likeliest token.
+        tokens: that went through the model, without padding.
+        seconds: that the slowest process took.
+    """
+
+    log_probabilities: np.ndarray
+    correct: np.ndarray
+    tokens: int
+    seconds: float
+
+
+class Scorer:
+    """A loaded model that scores rows on all processes.
+
+    Args:
+        opened: what the model needs of its rows.
+        weights: on the device of this process.
+        batch_tokens: the places of the largest batch; a single row may have more.
+    """
+
+    def __init__(self, opened: MaskedModel, weights: PreTrainedModel, batch_tokens: int):
+        self.opened = opened
+        self.weights = weights
+        self.batch_tokens = batch_tokens
+
+    def score(self, rows: Sequence[MaskedRow], title: str) -> Scores:
+        """Score rows; each is scored once, by one of the processes, and all of them get all results.
+
+        Which rows are in a batch together does not depend on the number of processes.
+
+        Raises:
+            ModelError: on all processes, where the model fails on one of them or gives what is not a number.
+        """
+        state = PartialState()
+        batches = self._batches(np.array([len(row.input_ids) for row in rows]))
+        mine = batches[state.process_index :: state.num_processes]
+        scored = run_together(lambda: self._score(rows, mine, title))
+        log_probabilities, correct, seconds = zip(*gather_object([scored]), strict=True)
+
+        first = np.cumsum([0, *(len(row.places) for row in rows)])
+        order = [
+            np.arange(first[row], first[row + 1])
+            for process in range(state.num_processes)
+            for batch in batches[process :: state.num_processes]
+            for row in batch
+        ]
+        places = np.concatenate(order)
+        scores = Scores(
+            log_probabilities=np.empty(first[-1]),
+            correct=np.empty(first[-1], dtype=bool),
+            tokens=sum(len(row.input_ids) for row in rows),
+            seconds=max(seconds),
+        )
+        scores.log_probabilities[places] = np.concatenate(log_probabilities)
+        scores.correct[places] = np.concatenate(correct)
+        broken = int((~np.isfinite(scores.log_probabilities)).sum())
+        if broken:
+            raise ModelError(f"{broken} of {first[-1]} log probabilities are not finite numbers")
+        return scores
+
+    def _batches(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """The rows of each batch: of one length, since several architectures let padding leak into the rest of a row
+        (by convolutions, by Fourier transforms, or by a choice of attention that depends on the length of the batch).
+
+        Long ones come first, so that too large a batch shows at once.
+        """
+        order = np.argsort(-lengths, kind="stable")
+        batches = []
+        for rows in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
+            size = max(1, self.batch_tokens // (self.opened.fixed_length or int(lengths[rows[0]])))
+            batches += np.split(rows, range(size, len(rows), size))
+        return batches
+
+    @torch.inference_mode()
+    def _score(
+        self, rows: Sequence[MaskedRow], batches: list[np.ndarray], title: str
+    ) -> tuple[np.ndarray, np.ndarray, float]:
+        if isinstance(self.weights, BigBirdForMaskedLM):
+            # It puts its sparse attention off for good at the first short batch.
+            self.weights.bert.set_attention_type(self.weights.config.attention_type)
+        started = time.perf_counter()
+        # None: no bar where the output is not a terminal.
+        hide = None if PartialState().is_main_process else True
+        bar = tqdm(batches, desc=f"{self.opened.name}: {title}", unit="batch", leave=False, disable=hide)
+        scored = [self._score_batch([rows[row] for row in batch]) for batch in bar]
+        if not scored:
+            return np.empty(0), np.empty(0, dtype=bool), 0.0
+        # Here and not batch by batch, which would make the host wait for each of them.
+        log_probabilities, correct = (torch.cat(tensors).cpu() for tensors in zip(*scored, strict=True))
+        return log_probabilities.double().numpy(), correct.numpy(), time.perf_counter() - started
+
+    def _score_batch(self, rows: list[MaskedRow]) -> tuple[torch.Tensor, torch.Tensor]:
+        arrays = (
+            np.stack([row.input_ids for row in rows]),
+            np.repeat(np.arange(len(rows)), [len(row.places) for row in rows]),
+            np.concatenate([row.places for row in rows]),
+            np.concatenate([row.targets for row in rows]),
+        )
+        device = self.weights.device
+        input_ids, numbers, places, targets = (
+            torch.from_numpy(array).to(device, torch.long, non_blocking=True) for array in arrays
+        )
+        attention_mask = None
+        if self.opened.fixed_length is not None:
+            input_ids, attention_mask = self._pad(input_ids, self.opened.fixed_length)
+
+        with _head_at(self.weights, tuple(input_ids.shape), numbers, places):
+            logits = self.weights(input_ids=input_ids, attention_mask=attention_mask).logits
+        if logits.ndim == 3:
+            logits = logits[numbers, places]
+        log_probabilities = logits.float().log_softmax(dim=-1)
+        chosen = log_probabilities.gather(1, targets.unsqueeze(1)).squeeze(1)
+        return chosen, log_probabilities.argmax(dim=-1) == targets
+
+    def _pad(self, input_ids: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows (rows, length) and what is added to their attention scores, (rows, 1, 1, length).
+
+        Transformers 5.24 makes a mask of the usual form (rows, length) into one that does not fit the landmarks of
+        Nystromformer.
+        """
+        tokenizer = self.opened.encoder.tokenizer
+        padding = tokenizer.mask_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        tokens = input_ids.shape[1]
+        input_ids = nn.functional.pad(input_ids, (0, length - tokens), value=padding)
+        added = torch.zeros(input_ids.shape, dtype=self.weights.dtype, device=input_ids.device)
+        added[:, tokens:] = torch.finfo(self.weights.dtype).min
+        return input_ids, added[:, None, None]
+
+
+@contextmanager
+def _head_at(
+    model: PreTrainedModel, shape: tuple[int, ...], rows: torch.Tensor, places: torch.Tensor
+) -> Iterator[None]:
+    """Let the last matrix product of a model see the places that are predicted only.
+
+    The logits then are (predictions, vocabulary); where the architecture multiplies in another way they stay (batch,
+    length, vocabulary), which for a large vocabulary are gigabytes and most of the time.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        yield
+        return
+
+    def select(module: nn.Module, arguments: tuple):
+        states = arguments[0]
+        return (states[rows, places],) if states.shape[:-1] == shape else None
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def run_together(work: Callable[[], T], one_by_one: bool = False) -> T:
+    """Work on every process; the result is that of this one.
+
+    Args:
+        work: what each process does.
+        one_by_one: let the first process of each machine finish before the others of it begin: it leaves files in a
+            cache that they read.
+
+    Raises:
+        ModelError: on all processes, where one of them fails: the others would wait for it for ever.
+    """
+    result, problem = None, ""
+    state = PartialState()
+    if one_by_one and not state.is_local_main_process:
+        state.wait_for_everyone()
+    try:
+        result = work()
+    except (ModelError, OSError, ValueError) as error:
+        problem = str(error).strip() or type(error).__name__
+    except torch.OutOfMemoryError as error:
+        problem = f"out of memory: a smaller --batch_size needs less ({error})"
+    except Exception as error:  # whatever it is, the models that follow can still be evaluated
+        traceback.print_exc()
+        problem = f"{type(error).__name__}: {error}"
+    if one_by_one and state.is_local_main_process:
+        state.wait_for_everyone()
+    problems = [problem for problem in gather_object([problem]) if problem]
+    if problems:
+        raise ModelError(problems[0])
+    return cast(T, result)

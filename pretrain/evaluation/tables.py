@@ -14,6 +14,7 @@ WORD_COLUMNS = (
     ("bits_per_byte", "bits per byte", "{:.4f}"),
     ("word_accuracy", "word accuracy", "{:.2%}"),
     ("loss", "loss per token", "{:.4f}"),
+    ("perplexity", "perplexity", "{:,.1f}"),
     ("accuracy", "token accuracy", "{:.2%}"),
     ("tokens_per_second", "tokens/s", "{:,.0f}"),
 )
@@ -26,7 +27,7 @@ def markdown(results: dict[str, Any]) -> str:
     """A table for each text, one for all minimal pairs with the models as columns, and what failed."""
     labels = _labels([model["model"] for model in results["models"]])
     models = [model | {"label": label} for model, label in zip(results["models"], labels, strict=True)]
-    parts = [_text_table(text, models) for text in results["data"]]
+    parts = [_text_table(text, models, results["max_length"]) for text in results["data"]]
     if results["minimal_pairs"] is not None:
         parts.append(_pairs_table(results["minimal_pairs"], models))
     problems = [f"- {model['label']}: {problem}" for model in models for problem in model["errors"]]
@@ -38,22 +39,26 @@ def markdown(results: dict[str, Any]) -> str:
 def _labels(names: Sequence[str]) -> list[str]:
     """Names of models, those of folders without the parents that they do not need to be told apart."""
     parts = [Path(name).parts if os.path.isdir(name) else (name,) for name in names]
-    length = 1
-    while len({part[-length:] for part in parts}) < len(names):
-        length += 1
-    return ["/".join(part[-length:]) for part in parts]
+    for length in range(1, max(map(len, parts))):
+        labels = ["/".join(part[-length:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return list(names)
 
 
-def _text_table(text: dict[str, Any], models: Sequence[dict[str, Any]]) -> str:
+def _text_table(text: dict[str, Any], models: Sequence[dict[str, Any]], max_length: int) -> str:
     rows = []
     for model in models:
         values = model["data"].get(text["source"], {})
-        cells = [form.format(values[key]) if values else FAILED for key, _, form in WORD_COLUMNS]
-        rows.append([model["label"], _number(model["parameters"]), *cells])
+        cells = [_written(values[key], form) if values else FAILED for key, _, form in WORD_COLUMNS]
+        rows.append([model["label"], _written(model["parameters"], "{:,}"), *cells])
     title = (
         f"**{text['source']}**: {text['scored_words']:,} hidden words ({text['scored_bytes']:,} bytes) of "
-        f"{text['words']:,} words in {text['documents']:,} documents"
+        f"{text['words']:,} words in {text['documents']:,} documents, {text['rows']:,} rows of at most {max_length:,} "
+        "tokens"
     )
+    if text["documents_cut"]:
+        title += f"; {text['documents_cut']:,} documents are longer and were cut"
     notes = [f"{count:,} {what}" for count, what in _left_out(text) if count]
     if notes:
         title += "; not scored: " + ", ".join(notes)
@@ -69,30 +74,26 @@ def _left_out(text: dict[str, Any]) -> list[tuple[int, str]]:
 
 def _pairs_table(pairs: dict[str, Any], models: Sequence[dict[str, Any]]) -> str:
     evaluated = [model["minimal_pairs"] for model in models]
-    some = next((result for result in evaluated if result), None)
-    rows = [["**all**", f"{pairs['pairs']:,}", *(_accuracy(result and result["overall"]) for result in evaluated)]]
-    for grouping, groups in some["groups"].items() if some else ():
-        for name, group in groups.items():
-            cells = [_accuracy(result and result["groups"][grouping][name]) for result in evaluated]
-            rows.append([f"{grouping}: {name}", f"{group['pairs']:,}", *cells])
-    for name, file in some["files"].items() if some else ():
-        rows.append(
-            [name, f"{file['pairs']:,}", *(_accuracy(result and result["files"][name]) for result in evaluated)]
-        )
-    counts = (
-        ("ties (count as half)", lambda model, result: f"{result['overall']['ties']:,}"),
-        ("unknown tokens", lambda model, result: f"{result['unknown_tokens']:,}"),
-        ("tokens/s", lambda model, result: f"{result['tokens_per_second']:,.0f}"),
-    )
-    for heading, count in counts:
-        rows.append(
-            [
-                heading,
-                "",
-                *(count(model, result) if result else NONE for model, result in zip(models, evaluated, strict=True)),
-            ]
-        )
-    rows.append(["parameters", "", *(_number(model["parameters"]) for model in models)])
+    # Of all pairs, of each group and of each file: the heading, and the results of each model.
+    parts = [("**all**", [result and result["overall"] for result in evaluated])]
+    some: dict[str, Any] = next((result for result in evaluated if result), {"groups": {}, "files": {}})
+    for grouping, groups in some["groups"].items():
+        for name in groups:
+            of_group = [result and result["groups"][grouping][name] for result in evaluated]
+            parts.append((f"{grouping}: {name}", of_group))
+    parts += [(name, [result and result["files"][name] for result in evaluated]) for name in some["files"]]
+    rows = []
+    for heading, results in parts:
+        count = next((result["pairs"] for result in results if result), pairs["pairs"])
+        accuracies = [f"{result['accuracy']:.2%}" if result else FAILED for result in results]
+        rows.append([heading, f"{count:,}", *accuracies])
+
+    ties = [result and result["overall"]["ties"] for result in evaluated]
+    rows.append(["ties (count as half)", "", *(_written(value, "{:,}") for value in ties)])
+    for key in ("unknown_tokens", "tokens_per_second"):
+        values = [_written(result and result[key], "{:,.0f}") for result in evaluated]
+        rows.append([key.replace("_", " "), "", *values])
+    rows.append(["parameters", "", *(_written(model["parameters"], "{:,}") for model in models)])
     title = (
         f"**{pairs['path']}**: share of minimal pairs whose good sentence has the higher pseudo-log-likelihood "
         f"({pairs['pseudo_log_likelihood']})"
@@ -100,12 +101,8 @@ def _pairs_table(pairs: dict[str, Any], models: Sequence[dict[str, Any]]) -> str
     return title + "\n\n" + _table(["pairs of", "pairs", *(model["label"] for model in models)], rows)
 
 
-def _accuracy(result: dict[str, Any] | None) -> str:
-    return f"{result['accuracy']:.2%}" if result else FAILED
-
-
-def _number(value: int | None) -> str:
-    return NONE if value is None else f"{value:,}"
+def _written(value: float | None, form: str) -> str:
+    return NONE if value is None else form.format(value)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

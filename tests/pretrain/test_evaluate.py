@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_masked_models import ARCHITECTURES, MAX_LENGTH, build, build_wordpiece, save, save_all, train_bpe
 from transformers import (
+    AutoModelForMaskedLM,
     AutoTokenizer,
     BertModel,
     BigBirdConfig,
@@ -58,9 +59,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluate(script: Callable, tmp_path: Path) -> Callable[..., tuple[int, str, dict]]:
     """Run the script and return its exit code, what it printed, and its results."""
 
-    def run(*arguments: object) -> tuple[int, str, dict]:
+    def run(*arguments: object, files: Sequence[Path] = ()) -> tuple[int, str, dict]:
         output = tmp_path / "out" / "results.json"
-        code, printed, errors = script(SCRIPT, *arguments, "--output", output)
+        code, printed, errors = script(SCRIPT, *arguments, "--output", output, *files)
         assert code in (0, 1), errors
         return code, printed, json.loads(output.read_text(encoding="utf-8"))
 
@@ -68,11 +69,12 @@ def evaluate(script: Callable, tmp_path: Path) -> Callable[..., tuple[int, str, 
 
 
 def test_many_architectures_side_by_side(evaluate: Callable, folders: dict, corpus: Path, pairs: Path, tmp_path: Path):
-    csv_file = tmp_path / "out" / "results.csv"
+    files = (tmp_path / "out" / "results.csv", tmp_path / "out" / "results.md")
     code, printed, results = evaluate(
-        *folders.values(), "--data", corpus, "--minimal_pairs", pairs, "--csv", csv_file, "--seed", 1
+        *folders.values(), "--data", corpus, "--minimal_pairs", pairs, "--seed", 1, files=files
     )
     assert code == 0
+    assert files[1].read_text(encoding="utf-8") == printed.removeprefix("\n").removesuffix("\n")
     assert results["max_length"] == MAX_LENGTH
     assert results["settings"]["seed"] == 1 and results["num_processes"] == 1
     assert results["versions"]["torch"] == torch.__version__
@@ -86,7 +88,7 @@ def test_many_architectures_side_by_side(evaluate: Callable, folders: dict, corp
     models = {Path(model["model"]).name: model for model in results["models"]}
     assert list(models) == list(ARCHITECTURES)
     for name, model in models.items():
-        expected = MaskedModel.open(model["model"], trust_remote_code=False).load(torch.float32, torch.device("cpu"))
+        expected = AutoModelForMaskedLM.from_pretrained(model["model"])
         assert model["architecture"] == type(expected).__name__
         assert model["parameters"] == expected.num_parameters() > 10_000
         assert model["max_length"] == MAX_LENGTH and not model["errors"]
@@ -109,7 +111,7 @@ def test_many_architectures_side_by_side(evaluate: Callable, folders: dict, corp
     row = next(line for line in printed.splitlines() if line.startswith("| **all** "))
     assert [cell.strip() for cell in row.split("|")[2:-1]] == ["3", *accuracies]
 
-    with open(csv_file, encoding="utf-8", newline="") as file:
+    with open(files[0], encoding="utf-8", newline="") as file:
         table = {(line["model"], line["part"], line["metric"]): line["value"] for line in csv.DictReader(file)}
     for model in results["models"]:
         assert table[model["model"], str(corpus), "loss"] == str(model["data"][str(corpus)]["loss"])
@@ -373,12 +375,16 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list], list[str]]] = {
     "empty folder": (lambda tmp: ["--minimal_pairs", tmp / "nothing"], ["nothing holds no file"]),
     "broken pairs": (lambda tmp: ["--minimal_pairs", tmp / "broken.jsonl"], ["broken.jsonl:1: not JSON"]),
     "output is a folder": (
-        lambda tmp: ["--data", tmp / "few.txt", "--output", tmp / "nothing"],
+        lambda tmp: ["--data", tmp / "few.txt", "--output", tmp / "nothing.md"],
         ["--output", "is a folder"],
     ),
+    "output of another kind": (lambda tmp: ["--data", "x", "--output", "x.xlsx"], ["x.xlsx does not end in .json"]),
+    "device": (lambda tmp: ["--data", "x", "--device", "hpu"], ["--device: there is no hpu here", "only cpu"]),
+    "key of a source": (lambda tmp: ["--data", "{path: x, spilt: test}"], ["unknown key 'spilt' of x", "split"]),
+    "no mapping": (lambda tmp: ["--data", "{path: "], ["--data: {path:  is not a mapping"]),
     "output below a file": (
-        lambda tmp: ["--data", tmp / "few.txt", "--csv", tmp / "few.txt" / "x.csv"],
-        ["--csv", "cannot be made"],
+        lambda tmp: ["--data", tmp / "few.txt", "--output", tmp / "few.txt" / "x.csv"],
+        ["--output", "cannot be made"],
     ),
 }
 
@@ -386,6 +392,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list], list[str]]] = {
 @pytest.mark.parametrize("name", BAD_INPUT)
 def test_wrong_input(script: Callable, folders: dict, tmp_path: Path, name: str):
     (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing.md").mkdir()
     (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
     (tmp_path / "few.txt").write_text("two words", encoding="utf-8")
     (tmp_path / "broken.jsonl").write_text('{"text": \n', encoding="utf-8")

@@ -10,9 +10,8 @@ from tiny_masked_models import ARCHITECTURES, MAX_LENGTH, build_wordpiece, save_
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from pretrain.evaluation.models import MaskedModel, TextEncoder
-from pretrain.evaluation.scoring import Scorer
 from pretrain.evaluation.hidden_words import WORD, HiddenWords, evaluate_hidden_words, hidden_words
+from pretrain.evaluation.models import MaskedModel, Scorer, TextEncoder
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +33,7 @@ def encoders(corpus: Path) -> list[TextEncoder]:
 
 
 def open_scorer(folder: Path, batch_tokens: int = 2000, dtype: torch.dtype = torch.float32) -> Scorer:
-    opened = MaskedModel.open(str(folder), trust_remote_code=False)
-    return Scorer(opened, opened.load(dtype, torch.device("cpu")), batch_tokens)
+    return MaskedModel.open(str(folder), trust_remote_code=False).load(dtype, torch.device("cpu"), batch_tokens)
 
 
 def plain_results(folder: Path, documents: list[str], seed: int, probability: float) -> dict[str, float]:
@@ -115,7 +113,7 @@ def test_bfloat16(folders: dict, documents: list[str]):
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         scorer = open_scorer(folders["luna"], dtype=dtype)
-        assert scorer.model.dtype == dtype
+        assert scorer.weights.dtype == dtype
         text = HiddenWords.cut(documents, [scorer.opened.encoder], MAX_LENGTH)
         results.append(evaluate_hidden_words(scorer, text, 0, "text"))
     assert results[0]["tokens_predicted"] == results[1]["tokens_predicted"]
