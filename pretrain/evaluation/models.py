@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from tqdm import tqdm
 from transformers import (
@@ -209,10 +211,14 @@ class MaskedModel:
 def _located(name: str, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes for a model: a folder, or an id of the Hub with `@REVISION` after it."""
     arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if os.path.isdir(name) or "@" not in name:
+    if os.path.isdir(name):
         return name, arguments
-    hub_id, revision = name.rsplit("@", 1)
-    return hub_id, arguments | {"revision": revision}
+    hub_id, _, revision = name.partition("@")
+    try:
+        validate_repo_id(hub_id)
+    except HFValidationError as error:
+        raise ModelError("it is neither a folder nor an id of the Hub") from error
+    return hub_id, arguments | {"revision": revision or None}
 
 
 def _position_limits(model: PreTrainedModel) -> list[int]:

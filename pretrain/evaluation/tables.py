@@ -50,7 +50,9 @@ def _text_table(text: dict[str, Any], models: Sequence[dict[str, Any]], max_leng
     rows = []
     for model in models:
         values = model["data"].get(text["source"], {})
-        cells = [_written(values[key], form) if values else FAILED for key, _, form in WORD_COLUMNS]
+        cells = [_written(values.get(key), form) for key, _, form in WORD_COLUMNS]
+        if not values:
+            cells[0] = FAILED
         rows.append([model["label"], _written(model["parameters"], "{:,}"), *cells])
     title = (
         f"**{text['source']}**: {text['scored_words']:,} hidden words ({text['scored_bytes']:,} bytes) of "

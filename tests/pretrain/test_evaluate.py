@@ -187,9 +187,9 @@ def test_default_length_is_the_shortest(
     # A longer one is asked for: the short model is left out, for a reason.
     code, printed, results = evaluate(short, folders["luna"], "--data", corpus, "--max_length", 30)
     assert (code, results["max_length"]) == (1, 30)
-    assert results["models"][0]["errors"] == ["it takes rows of 24 tokens at most, but --max_length is 30"]
+    assert results["models"][0]["errors"] == [f"{corpus}: it takes rows of 24 tokens at most, but --max_length is 30"]
     assert results["models"][1]["data"]
-    assert "- short: it takes rows of 24 tokens at most" in printed
+    assert f"- short: {corpus}: it takes rows of 24 tokens at most" in printed
 
 
 def test_what_is_wrong_with_a_model_stops_no_other(
@@ -206,7 +206,7 @@ def test_what_is_wrong_with_a_model_stops_no_other(
 
     add("absent", "absent")
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=len(bpe), n_embd=8, n_layer=1, n_head=1))
-    save(add("gpt2", "GPT2Config"), gpt2, bpe)
+    save(add("gpt2", "gpt2 is no masked language model"), gpt2, bpe)
     unknown = add("unknown", "unheard_of", folders["bert"])
     config = json.loads((unknown / "config.json").read_text(encoding="utf-8")) | {"model_type": "unheard_of"}
     (unknown / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -312,7 +312,7 @@ def test_a_tokenizer_of_another_language_costs_the_others_no_word(
     (text,) = results["data"]
     assert text["scored_words"] == text["hidden_words"] > 300
     assert results["models"][1]["errors"] == [
-        f"its tokenizer spells only 0 of {text['hidden_words']} hidden words of {corpus}"
+        f"{corpus}: its tokenizer spells only 0 of {text['hidden_words']} hidden words"
     ]
     assert results["models"][0]["data"] and results["models"][2]["data"]
     code, printed, results = evaluate(folder, "--data", corpus)
