@@ -130,22 +130,23 @@ def test_models_beside_it_change_no_number(evaluate: Callable, folders: dict, co
     assert alone == among
 
 
-def test_several_texts_and_documents(evaluate: Callable, folders: dict, corpus: Path, tmp_path: Path):
-    (tmp_path / "second.jsonl").write_text(
-        "".join(json.dumps({"body": f"the moon follows text {number}"}) + "\n" for number in range(30)),
-        encoding="utf-8",
-    )
-    code, printed, results = evaluate(
-        folders["luna"], "--data", tmp_path / "second.jsonl", "--text_column", "body", "--max_documents", 25
-    )
-    assert code == 0 and results["data"][0]["documents"] == 25
-    assert len(results["data"][0]["source"]) > 0 and results["minimal_pairs"] is None
-    both = [tmp_path / "a.txt", corpus]
-    both[0].write_text("\n".join(f"the quiet river {number}" for number in range(30)), encoding="utf-8")
-    code, printed, results = evaluate(folders["luna"], folders["bert"], "--data", *both)
-    assert [text["documents"] for text in results["data"]] == [30, 60]
+def test_several_texts(evaluate: Callable, folders: dict, corpus: Path, tmp_path: Path):
+    short = tmp_path / "short.txt"
+    short.write_text("\n".join(f"the quiet river {number}" for number in range(30)), encoding="utf-8")
+    code, printed, results = evaluate(folders["luna"], folders["bert"], "--data", short, corpus, "--max_documents", 40)
+    assert code == 0 and results["minimal_pairs"] is None
+    assert [text["documents"] for text in results["data"]] == [30, 40]
     assert printed.count("| nats per word |") == 2
-    assert results["models"][0]["data"].keys() == {str(path) for path in both}
+    assert results["models"][0]["data"].keys() == {str(short), str(corpus)}
+
+
+def test_source_with_fields_of_its_own(evaluate: Callable, folders: dict, corpus: Path, tmp_path: Path):
+    lines = [json.dumps({"body": f"the moon follows text {number}"}) for number in range(20)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    source = f"{{path: {tmp_path}/text.jsonl, text_column: body}}"
+    code, _, results = evaluate(folders["luna"], f"{folders['luna']}/", "--data", source, source, corpus)
+    assert code == 0 and len(results["models"]) == 1
+    assert [(text["source"], text["documents"]) for text in results["data"]] == [(source, 20), (str(corpus), 60)]
 
 
 def test_held_out_documents_are_those_of_the_preparation(
@@ -204,7 +205,7 @@ def test_what_is_wrong_with_a_model_stops_no_other(
             shutil.copytree(source, tmp_path / name)
         return tmp_path / name
 
-    add("absent", "absent")
+    add("absent", "it is neither a folder nor an id of the Hub")
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=len(bpe), n_embd=8, n_layer=1, n_head=1))
     save(add("gpt2", "gpt2 is no masked language model"), gpt2, bpe)
     unknown = add("unknown", "unheard_of", folders["bert"])
@@ -263,12 +264,13 @@ def test_within_word_l2r_and_bfloat16(evaluate: Callable, folders: dict, corpus:
     assert "pseudo-log-likelihood (within_word_l2r)" in printed
 
 
-def test_code_that_a_model_brings_along(evaluate: Callable, folders: dict, corpus: Path, tmp_path: Path):
-    folder = shutil.copytree(folders["bert"], tmp_path / "custom")
+def write_custom_model(folder: Path, source: Path, forward: str = "") -> Path:
+    """A model like BERT whose class comes with it, with a `forward` of its own where one is given."""
+    shutil.copytree(source, folder)
     (folder / "modeling_custom.py").write_text(
-        "from transformers import BertConfig, BertForMaskedLM\n\n\n"
+        "import os\n\nfrom transformers import BertConfig, BertForMaskedLM\n\n\n"
         'class CustomConfig(BertConfig):\n    model_type = "custom"\n\n\n'
-        "class CustomForMaskedLM(BertForMaskedLM):\n    config_class = CustomConfig\n",
+        f"class CustomForMaskedLM(BertForMaskedLM):\n    config_class = CustomConfig\n{forward}",
         encoding="utf-8",
     )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -280,12 +282,45 @@ def test_code_that_a_model_brings_along(evaluate: Callable, folders: dict, corpu
         },
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def forward_that(does: str) -> str:
+    return f"\n    def forward(self, *arguments, **keywords):\n        {does}\n"
+
+
+def test_code_that_a_model_brings_along(evaluate: Callable, folders: dict, corpus: Path, tmp_path: Path):
+    folder = write_custom_model(tmp_path / "custom", folders["bert"])
     code, _, results = evaluate(folder, "--data", corpus)
     assert code == 1 and "trust_remote_code" in results["models"][0]["errors"][0]
     code, _, results = evaluate(folder, folders["bert"], "--data", corpus, "--trust_remote_code")
     assert code == 0, results["models"][0]["errors"]
     assert results["models"][0]["architecture"] == "CustomForMaskedLM"
     assert results["models"][0]["data"][str(corpus)]["loss"] == results["models"][1]["data"][str(corpus)]["loss"]
+
+
+def test_luna_with_and_without_the_code_in_its_folder(evaluate: Callable, folders: dict, corpus: Path):
+    assert (folders["luna"] / "modeling_luna.py").is_file()
+    with_it, without = (
+        evaluate(folders["luna"], "--data", corpus, *option)[2]["models"][0]
+        for option in (["--trust_remote_code"], [])
+    )
+    assert with_it["architecture"] == without["architecture"] == "LunaForMaskedLM"
+    for key in NUMBERS:
+        assert with_it["data"][str(corpus)][key] == without["data"][str(corpus)][key]
+
+
+def test_what_fails_while_it_computes_and_an_interrupt(script: Callable, folders: dict, corpus: Path, tmp_path: Path):
+    output = tmp_path / "results.json"
+    failing = write_custom_model(tmp_path / "failing", folders["bert"], forward_that("raise RuntimeError('oh')"))
+    ending = write_custom_model(tmp_path / "ending", folders["bert"], forward_that("raise KeyboardInterrupt"))
+    arguments = (failing, folders["luna"], ending, folders["bert"], "--trust_remote_code", "--data", corpus)
+    code, _, errors = script(SCRIPT, *arguments, "--output", output)
+    assert code == 130 and "Interrupted: --output holds the models that were finished." in errors
+    models = json.loads(output.read_text(encoding="utf-8"))["models"]
+    assert [Path(model["model"]).name for model in models] == ["failing", "luna"]
+    assert models[0]["errors"] == ["RuntimeError: oh"] and models[1]["data"]
+    assert [path.name for path in tmp_path.glob("results*")] == ["results.json"]
 
 
 def test_longformer(evaluate: Callable, lines: list[str], corpus: Path, tmp_path: Path):
@@ -424,39 +459,49 @@ def test_two_processes_give_the_same_numbers(
 ):
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1))
     gpt2.save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "one.txt").write_text("the moon follows the river", encoding="utf-8")  # one batch for two processes
     arguments = [
-        folders["luna"], folders["bert"], tmp_path / "gpt2",
-        "--data", corpus, "--minimal_pairs", pairs, "--batch_size", 2,
+        folders["luna"], folders["bert"], tmp_path / "gpt2", "--data", corpus, tmp_path / "one.txt",
+        "--minimal_pairs", pairs, "--batch_size", 2, "--mask_probability", 0.5,
     ]  # fmt: skip
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of the two processes: the same sums in the same order
     code, _, alone = evaluate(*arguments)
+    torch.set_num_threads(threads)
     finished = launch(python, *arguments, "--output", tmp_path / "two.json")
     assert code == 1 and finished.returncode == 1, finished.stderr
-    assert finished.stdout.count("| nats per word |") == 1  # one of them prints
+    assert finished.stdout.count("| nats per word |") == 2  # one process prints
     together = json.loads((tmp_path / "two.json").read_text(encoding="utf-8"))
-    assert together["num_processes"] == 2
+    assert (alone["num_processes"], together["num_processes"]) == (1, 2)
     assert together["data"] == alone["data"] and together["minimal_pairs"] == alone["minimal_pairs"]
     for one, two in zip(alone["models"], together["models"], strict=True):
-        assert one["errors"] == two["errors"]
+        assert one["errors"] == two["errors"] and one["data"].keys() == two["data"].keys()
         for source, values in one["data"].items():
             assert two["data"][source]["tokens_predicted"] == values["tokens_predicted"]
             for key in NUMBERS:
-                assert two["data"][source][key] == pytest.approx(values[key], abs=1e-6)
+                assert two["data"][source][key] == pytest.approx(values[key], rel=1e-9), key
         if one["minimal_pairs"]:
             assert two["minimal_pairs"]["files"] == one["minimal_pairs"]["files"]
 
 
 @pytest.mark.slow
-def test_more_processes_than_batches(python: Callable, folders: dict, tmp_path: Path):
-    (tmp_path / "one.txt").write_text("the moon follows the river", encoding="utf-8")
+def test_a_killed_process_ends_the_other_and_costs_no_finished_model(
+    python: Callable, folders: dict, corpus: Path, tmp_path: Path
+):
+    killing = forward_that('os.kill(os.getpid(), 9 if os.environ["RANK"] == "1" else 0)')
+    killer = write_custom_model(tmp_path / "killer", folders["bert"], killing)
     finished = launch(
-        python, folders["luna"], "--data", tmp_path / "one.txt", "--mask_probability", 1, "--output", tmp_path / "x"
+        python, folders["luna"], killer, "--trust_remote_code", "--data", corpus, "--output", tmp_path / "results.json"
     )
-    assert finished.returncode == 0, finished.stderr
-    (text,) = json.loads((tmp_path / "x").read_text(encoding="utf-8"))["data"]
-    assert (text["documents"], text["scored_words"]) == (1, 5)
+    assert finished.returncode != 0 and "exitcode  : -9" in finished.stderr
+    (model,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["models"]
+    assert model["data"] and not model["errors"]
 
 
 @pytest.mark.slow
-def test_wrong_input_ends_both_processes(python: Callable, folders: dict, tmp_path: Path):
-    finished = launch(python, folders["luna"], "--data", tmp_path / "absent.txt")
-    assert finished.returncode != 0 and "error: " in finished.stderr and "absent.txt: no such file" in finished.stderr
+def test_full_disk(small_disk: Callable, folders: dict, corpus: Path, tmp_path: Path):
+    finished, left = small_disk(
+        4, SCRIPT, folders["luna"], folders["bert"], "--data", corpus, "--output", tmp_path / "small" / "results.json"
+    )
+    assert finished.returncode == 2 and "error: the disk is full" in finished.stderr
+    assert left == ["results.json"]  # that of the first model; what did not fit left nothing

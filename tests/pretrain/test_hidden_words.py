@@ -218,6 +218,14 @@ def test_chinese_characters_are_words():
     assert WORD.findall("the moon: 月光是 m月x.") == ["the", "moon:", "月", "光", "是", "m", "月", "x."]
 
 
+def test_documents_that_are_longer_than_a_row_are_counted(encoders: list[TextEncoder]):
+    for words, cut in ((10, 0), (11, 1), (200, 1)):  # 10 words of one token each, and two tokens around them
+        documents = ["the " * words, "the moon"]
+        text = HiddenWords.cut(documents, encoders[1:], max_length=12, probability=1.0)
+        assert (text.documents, len(text.cut_documents), text.scored) == (2, cut, words + 2)
+        assert len(text.rows[0]) == -(-words // 10) + 1
+
+
 def test_long_stretches_are_context(encoders: list[TextEncoder]):
     limit = "moon" * 10
     text = HiddenWords.cut([f"the {limit}x moon {limit} river"], encoders, max_length=512, probability=1.0)

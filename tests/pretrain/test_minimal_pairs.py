@@ -1,13 +1,14 @@
 """Minimal pairs: pseudo-log-likelihoods as a plain loop has them, and what they are counted to."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_masked_models import ARCHITECTURES, MAX_LENGTH, build, build_wordpiece, save, save_all
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pretrain.errors import UserError
 from pretrain.evaluation.minimal_pairs import (
@@ -51,10 +52,10 @@ def open_scorer(folder: Path, batch_tokens: int = 500) -> Scorer:
     return opened.load(torch.float32, torch.device("cpu"), batch_tokens)
 
 
-def plain_pseudo_log_likelihood(folder: Path, sentence: str, kind: str) -> float:
+def plain_pseudo_log_likelihood(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentence: str, kind: str
+) -> float:
     """One forward pass for each token."""
-    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     encoded = tokenizer(sentence)
     ids, words = encoded["input_ids"], encoded.word_ids()
     total = 0.0
@@ -81,7 +82,9 @@ def test_pseudo_log_likelihoods_are_those_of_a_plain_loop(folders: dict, tmp_pat
     scorer = open_scorer(folders[architecture])
     pairs = read_minimal_pairs(str(write_pairs(tmp_path / "pairs.jsonl", texts)))
     likelihoods, _, _ = score_sentences(scorer, encode_sentences(scorer.opened, pairs), kind)
-    expected = [plain_pseudo_log_likelihood(folders[architecture], text, kind) for pair in texts for text in pair]
+    model = AutoModelForMaskedLM.from_pretrained(folders[architecture]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folders[architecture])
+    expected = [plain_pseudo_log_likelihood(model, tokenizer, text, kind) for pair in texts for text in pair]
     assert likelihoods == pytest.approx(np.array(expected), rel=1e-5)
 
 
@@ -109,6 +112,27 @@ def test_batches_and_chunks_change_nothing(
         results.append(score_sentences(scorer, encode_sentences(scorer.opened, pairs), "original")[0])
     assert results[1] == pytest.approx(results[0], rel=1e-5)
     assert results[2] == pytest.approx(results[0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_batches_are_faster_than_a_loop(folders: dict, tmp_path: Path):
+    """`-s` shows by how much."""
+    good, bad = agreement(good=True), agreement(good=False)
+    path = write_pairs(tmp_path / "pairs.jsonl", list(zip(good, bad, strict=True)))
+    scorer = open_scorer(folders["luna"], batch_tokens=2048)
+    sentences = encode_sentences(scorer.opened, read_minimal_pairs(str(path)))
+    ratios = []
+    for _ in range(3):
+        started = time.perf_counter()
+        score_sentences(scorer, sentences, "original")
+        batched = time.perf_counter()
+        for text in good + bad:
+            plain_pseudo_log_likelihood(scorer.weights, scorer.opened.encoder.tokenizer, text, "original")
+        ratios.append((time.perf_counter() - batched) / (batched - started))
+    print(
+        f"batches are {', '.join(f'{ratio:.1f}' for ratio in sorted(ratios))} times as fast as a loop over the tokens"
+    )
+    assert max(ratios) > 2
 
 
 def train(model, tokenizer, sentences: list[str], steps: int):
