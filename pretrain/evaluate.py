@@ -26,7 +26,9 @@ SUFFIXES = (".json", ".csv", ".md")
 EPILOG = """\
 text: A word is a stretch without white space (a Chinese character is one by itself; stretches of more than 40
 characters are never hidden). Which words are hidden depends on (--seed, text of the document, number of the word)
-alone. All tokens of a hidden word are replaced by the mask token and predicted from the rest of the row.
+alone. All tokens of a hidden word are replaced by the mask token and predicted from the rest of the row, at once or
+(--prediction left_to_right) with those before them in place. At once a small vocabulary, with more tokens in a word,
+is at a disadvantage.
   nats per word    sum of -log p over all tokens of the hidden words, divided by the number of these words
   bits per byte    the same sum in bits, divided by the length of these words in UTF-8
   word accuracy    share of words of which every token is the likeliest at its place
@@ -73,6 +75,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     add("--max_documents", type=positive_number, help="read so many documents of each source at most")
     add("--mask_probability", type=share, default=0.15, help="the share of words to hide (%(default)s)")
+    add(
+        "--prediction",
+        choices=("at_once", "left_to_right"),
+        default="at_once",
+        help="of the tokens of a hidden word: all at once, or one after the other, which is fairer where vocabularies "
+        "differ and takes several passes",
+    )
     add("--seed", type=seed, default=0, help="of the choice of hidden words (%(default)s)")
     add(
         "--max_length",

@@ -55,7 +55,7 @@ def compare(options: argparse.Namespace, publish: Callable[[dict[str, Any]], Non
         "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else state.device.type,
         "num_processes": state.num_processes,
-        "data": [describe_text(name, cut.text) for name, cut in texts.items()],
+        "data": [describe_text(name, cut.text, options) for name, cut in texts.items()],
         "minimal_pairs": describe_pairs(options, pairs) if pairs else None,
         "models": [],
     }
@@ -162,7 +162,12 @@ def cut_text(
         UserError: where there is no word to score.
     """
     text = HiddenWords.cut(
-        read_texts(source, options), list(encoders.values()), max_length, options.seed, options.mask_probability
+        read_texts(source, options),
+        list(encoders.values()),
+        max_length,
+        options.seed,
+        options.mask_probability,
+        options.prediction,
     )
     if not text.hidden:
         raise UserError(
@@ -247,7 +252,7 @@ def evaluate_text(scorer: Scorer, name: str, cut: CutText, max_length: int) -> d
     return evaluate_hidden_words(scorer, cut.text, cut.tokenizers.index(model.encoder.key), name)
 
 
-def describe_text(name: str, text: HiddenWords) -> dict[str, Any]:
+def describe_text(name: str, text: HiddenWords, options: argparse.Namespace) -> dict[str, Any]:
     """What was read of a source."""
     return {
         "source": name,
@@ -258,7 +263,8 @@ def describe_text(name: str, text: HiddenWords) -> dict[str, Any]:
         "scored_words": text.scored,
         "scored_bytes": text.scored_bytes,
         "too_long_words": text.too_long,
-        "rows": max(map(len, text.rows), default=0),
+        "rows": text.num_rows,
+        "prediction": options.prediction,
     }
 
 

@@ -5,15 +5,18 @@
 - Each word is hidden with the same probability. Which ones is a function of (seed, text of the document, number of the
   word) alone, so that all models predict the same words, whatever their tokenizers, the length of rows, the batch size
   or what else is read.
-- All tokens of a hidden word are replaced by the mask token, and each is predicted from what is not hidden. The loss
-  of a word is the sum over its tokens of -log p.
+- All tokens of a hidden word are replaced by the mask token. They are predicted "at_once", each from what is not
+  hidden, as in training; or "left_to_right": of all hidden words together first the first token, then, with these in
+  place, the second, and so on. The loss of a word is the sum over its tokens of -log p.
 - Documents are cut between words into rows, each as long as fits every model, which do not overlap: all models see the
   same text around a word, and each hidden word is in one row. What was cut is counted.
 - A hidden word is scored where every tokenizer spells it, with tokens that it shares with no other word: an unknown
   token says little of the word and would be easy to predict.
 
-What this does not level: a tokenizer that lowers the case has less to predict, and the number of masks tells a model
-of how many of its tokens a word is.
+Left to right the sum over all words is a log probability of the same hidden text for every model. At once it is not:
+tokens that do not know each other are charged for it, so that of two equal models the one with the smaller vocabulary
+looks worse. What neither levels: a tokenizer that lowers the case has less to predict, and the number of masks tells a
+model of how many of its tokens a word is.
 """
 
 import hashlib
@@ -30,6 +33,7 @@ from pretrain.evaluation.models import Encoded, MaskedRow, Scorer, TextEncoder
 
 
 CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+PREDICTIONS = ("at_once", "left_to_right")
 WORD = re.compile(rf"[{CHINESE}]|[^\s{CHINESE}]+")
 LONGEST_HIDDEN_WORD = 40  # characters
 SECTION_CHARACTERS = 2**16  # that are encoded at once, so that the memory does not grow with the longest document
@@ -77,6 +81,7 @@ class HiddenWords:
 
     Args:
         rows: for each tokenizer.
+        num_rows: into which the documents were cut; left to right each of them has several in `rows`.
         words: for each tokenizer and row the number of the word of each prediction.
         documents, words_read: what was read.
         hidden: the words that are hidden.
@@ -95,6 +100,7 @@ class HiddenWords:
     spelled: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     scored: int = 0
     scored_bytes: int = 0
+    num_rows: int = 0
     too_long: int = 0
     cut_documents: set[int] = field(default_factory=set)
 
@@ -106,6 +112,7 @@ class HiddenWords:
         max_length: int,
         seed: int = 0,
         probability: float = 0.15,
+        prediction: str = "at_once",
     ) -> "HiddenWords":
         """Hide words of documents and cut these into rows that hold at most `max_length` tokens of each tokenizer.
 
@@ -120,7 +127,7 @@ class HiddenWords:
                     spell(section, encoding, encoder.unk_token_id)
                     for encoding, encoder in zip(encodings, encoders, strict=True)
                 ]
-                result._add(section, spellings, encoders, max_length)
+                result._add(section, spellings, encoders, max_length, prediction)
         return result
 
     def _sections(self, documents: Iterable[str], seed: int, probability: float) -> Iterator[Section]:
@@ -138,7 +145,14 @@ class HiddenWords:
                 yield Section(self.documents, start, text[begin:end], spans[start:stop] - begin, hidden[start:stop])
                 start = stop
 
-    def _add(self, section: Section, spellings: list[Spelling], encoders: Sequence[TextEncoder], max_length: int):
+    def _add(
+        self,
+        section: Section,
+        spellings: list[Spelling],
+        encoders: Sequence[TextEncoder],
+        max_length: int,
+        prediction: str,
+    ):
         room = [max_length - encoder.num_special_tokens for encoder in encoders]
         ranges = list(_row_ranges(spellings, room))
         inside = np.zeros(len(section.spans), dtype=bool)
@@ -151,6 +165,7 @@ class HiddenWords:
 
         if len(ranges) > 1 or section.start > 0:
             self.cut_documents.add(section.document)
+        self.num_rows += sum(bool(scored[start:stop].any()) for start, stop in ranges)
         self.too_long += int((~inside).sum())
         self.hidden += int(hidden.sum())
         self.spelled += spelled.sum(axis=1)
@@ -161,9 +176,10 @@ class HiddenWords:
             for start, stop in ranges:
                 if scored[start:stop].any():
                     tokens = slice(*spelling.first_token[[start, stop]])
-                    row, predicted = masked_row(encoder, spelling.ids[tokens], masked[tokens], number[tokens])
-                    rows.append(row)
-                    words.append(predicted)
+                    new = masked_rows(encoder, spelling.ids[tokens], masked[tokens], number[tokens], prediction)
+                    for row, predicted in new:
+                        rows.append(row)
+                        words.append(predicted)
 
 
 def _row_ranges(spellings: Sequence[Spelling], room: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -219,14 +235,20 @@ def lay_over_tokens(spelling: Spelling, hidden: np.ndarray, numbers: np.ndarray)
     return masked, np.where(spelling.end_word > spelling.first_word, numbers[word], -1)
 
 
-def masked_row(
-    encoder: TextEncoder, ids: np.ndarray, masked: np.ndarray, number: np.ndarray
-) -> tuple[MaskedRow, np.ndarray]:
-    """The row of some tokens, and the number of the word of each prediction."""
-    predicted = number >= 0
-    input_ids = encoder.row(np.where(masked, np.int32(encoder.mask_token_id), ids))
-    places = np.flatnonzero(predicted) + len(encoder.before)
-    return MaskedRow(input_ids, places, ids[predicted]), number[predicted]
+def masked_rows(
+    encoder: TextEncoder, ids: np.ndarray, masked: np.ndarray, number: np.ndarray, prediction: str
+) -> Iterator[tuple[MaskedRow, np.ndarray]]:
+    """The rows of some tokens, and for each the number of the word of each prediction."""
+    places = np.flatnonzero(number >= 0)
+    step = np.zeros(len(places), dtype=np.int64)  # in which each is predicted
+    if prediction == "left_to_right":
+        first = np.flatnonzero(np.diff(number[places], prepend=-1))
+        step = np.arange(len(places)) - np.repeat(first, np.diff(first, append=len(places)))
+    for now in range(step.max() + 1):
+        input_ids = np.where(masked, np.int32(encoder.mask_token_id), ids)
+        known, predicted = places[step < now], places[step == now]
+        input_ids[known] = ids[known]
+        yield MaskedRow(encoder.row(input_ids), predicted + len(encoder.before), ids[predicted]), number[predicted]
 
 
 def evaluate_hidden_words(scorer: Scorer, text: HiddenWords, tokenizer: int, name: str) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def _text_table(text: dict[str, Any], models: Sequence[dict[str, Any]], max_leng
             cells[0] = FAILED
         rows.append([model["label"], _written(model["parameters"], "{:,}"), *cells])
     title = (
-        f"**{text['source']}**: {text['scored_words']:,} hidden words ({text['scored_bytes']:,} bytes) of "
+        f"**{text['source']}**: {text['scored_words']:,} hidden words ({text['scored_bytes']:,} bytes), predicted "
+        f"{text['prediction'].replace('_', ' ')}, of "
         f"{text['words']:,} words in {text['documents']:,} documents, {text['rows']:,} rows of at most {max_length:,} "
         "tokens"
     )
