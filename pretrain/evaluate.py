@@ -18,6 +18,7 @@ from typing import Any
 
 from pretrain.errors import UserError, report_user_errors
 from pretrain.files import make_folder, write_json, write_text
+from pretrain.stopping import end_with_launcher
 
 
 SOME_FAILED = 1  # exit code where a model could not be evaluated; the others were
@@ -168,5 +169,6 @@ def write_files(results: dict[str, Any], paths: list[Path]):
 
 
 if __name__ == "__main__":
+    end_with_launcher()
     with report_user_errors(kept="--output holds the models that were finished."):
         sys.exit(main(parse_arguments(sys.argv[1:])))

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import modeling_luna
-from pretrain.tokenizer import train_tokenizer
+from pretrain.data.tokenizer import train_tokenizer
 
 
 MAX_LENGTH = 64

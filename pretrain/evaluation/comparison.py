@@ -16,12 +16,12 @@ import yaml
 from accelerate import PartialState
 
 from pretrain.configuration import PretrainConfig
+from pretrain.data.shards import HASH_RANGE, document_hash
+from pretrain.data.sources import Source, read_documents
 from pretrain.errors import UserError
 from pretrain.evaluation.hidden_words import HiddenWords, evaluate_hidden_words
 from pretrain.evaluation.minimal_pairs import MinimalPair, evaluate_minimal_pairs, read_minimal_pairs
 from pretrain.evaluation.models import MaskedModel, ModelError, Scorer, TextEncoder, run_together
-from pretrain.data.shards import HASH_RANGE, document_hash
-from pretrain.sources import Source, read_documents
 
 
 LONGEST_ROW = 512  # tokens, where nobody asks for more

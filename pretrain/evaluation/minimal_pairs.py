@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pretrain.data.text_source import checked_text
 from pretrain.errors import UserError
 from pretrain.evaluation.models import MaskedModel, MaskedRow, ModelError, Scorer
-from pretrain.text_source import checked_text
 
 
 # "original" masks one token alone (Salazar et al., 2020). "within_word_l2r" also masks those that follow it in its

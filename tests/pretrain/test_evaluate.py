@@ -316,7 +316,7 @@ def test_what_fails_while_it_computes_and_an_interrupt(script: Callable, folders
     ending = write_custom_model(tmp_path / "ending", folders["bert"], forward_that("raise KeyboardInterrupt"))
     arguments = (failing, folders["luna"], ending, folders["bert"], "--trust_remote_code", "--data", corpus)
     code, _, errors = script(SCRIPT, *arguments, "--output", output)
-    assert code == 130 and "Interrupted: --output holds the models that were finished." in errors
+    assert code == 130 and "Stopped. --output holds the models that were finished." in errors
     models = json.loads(output.read_text(encoding="utf-8"))["models"]
     assert [Path(model["model"]).name for model in models] == ["failing", "luna"]
     assert models[0]["errors"] == ["RuntimeError: oh"] and models[1]["data"]
