@@ -159,9 +159,7 @@ def test_a_model_that_has_learnt_agreement_knows_it(tmp_path: Path):
     good, bad = agreement(good=True), agreement(good=False)
     tokenizer = build_wordpiece(good)
     # No dropout: it would take more steps.
-    model = build(
-        "luna", tokenizer, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.1
-    )
+    model = build("luna", tokenizer, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.1)
     pairs = read_minimal_pairs(str(write_pairs(tmp_path / "pairs.jsonl", list(zip(good, bad, strict=True)))))
     before = evaluate_minimal_pairs(open_scorer(save(tmp_path / "model", model, tokenizer)), pairs, "original")
     torch.manual_seed(0)
