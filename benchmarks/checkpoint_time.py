@@ -21,6 +21,15 @@ from pretrain.optimization import build_optimizer
 from pretrain.progress import Progress
 
 
+# What the model card reads of the manifest of prepared data.
+DATA = {
+    "fingerprint": "none",
+    "identity": {"sources": [{"kind": "python-docs"}]},
+    "splits": {split: {"tokens": 0, "documents": 0, "unigram_entropy": 0.0} for split in ("train", "validation")},
+    "vocab_size": 300,
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_config", type=Path)
@@ -37,7 +46,7 @@ def main():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         model, optimizer = accelerator.prepare(model, optimizer)
-        checkpoints = Checkpoints(accelerator, tokenizer, config, accelerator.unwrap_model(model).config, "none")
+        checkpoints = Checkpoints(accelerator, tokenizer, config, accelerator.unwrap_model(model).config, DATA)
         seconds = []
         for repeat in range(arguments.repeats):
             started = time.perf_counter()

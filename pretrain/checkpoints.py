@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import xxhash
@@ -22,10 +23,13 @@ from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
 from pretrain.errors import Stopped, UserError, is_lost_process
 from pretrain.files import make_folder, remove_folder, write_folder, write_json, write_text
-from pretrain.model_card import model_card
+from pretrain.model_card import Origin, write_card
 from pretrain.progress import Progress
 from pretrain.sharding import load_masters, load_moments, whole_moments, whole_weights
 
+
+if TYPE_CHECKING:
+    from pretrain.hub_outbox import HubOutbox
 
 WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training_state"
@@ -54,7 +58,8 @@ class Checkpoints:
     Args:
         accelerator, tokenizer, config: of the run.
         model_config: of the model.
-        fingerprint: of the prepared data.
+        data: the manifest of the prepared data.
+        outbox: takes each checkpoint to the Hub, in the main process of a run that is to do so.
     """
 
     def __init__(
@@ -63,12 +68,15 @@ class Checkpoints:
         tokenizer: PreTrainedTokenizerBase,
         config: PretrainConfig,
         model_config: LunaConfig,
-        fingerprint: str,
+        data: dict,
+        outbox: "HubOutbox | None" = None,
     ):
         self.accelerator = accelerator
         self.tokenizer = tokenizer
         self.config = config
-        self.fingerprint = fingerprint
+        self.fingerprint = data["fingerprint"]
+        self.origin = Origin.of_run(config, data, accelerator)
+        self.outbox = outbox
         self.folder = Path(config.output_dir)
         with torch.device("meta"):
             self.shell = LunaForMaskedLM(model_config)  # what is saved, without weights and wrappers
@@ -130,22 +138,28 @@ class Checkpoints:
         weights, moments = self._collect(model, optimizer)
 
         def fill(folder: Path):
-            self._write_model(folder, weights, metrics)
+            self._write_model(folder, weights, progress)
             (folder / TRAINING_STATE).mkdir()
             save_file(moments, folder / TRAINING_STATE / OPTIMIZER_FILE)
             state = {"progress": dataclasses.asdict(progress), "fingerprint": self.fingerprint, **metrics}
             write_json(folder / TRAINING_STATE / PROGRESS_FILE, state | {"files": digests(folder)})
 
-        self._on_main_process(lambda: write_folder(self.folder / f"checkpoint-{progress.step}", fill))
+        self._write(f"checkpoint-{progress.step}", fill)
         if self.accelerator.is_main_process:
             for old in self._superfluous(progress):
                 remove_folder(old)
 
-    def save_model(self, model: nn.Module, optimizer, metrics: dict) -> Path:
-        """Write the model alone, to `output_dir/model`."""
-        folder = self.folder / "model"
+    def save_model(self, model: nn.Module, optimizer, progress: Progress) -> Path:
+        """Write the finished model alone, to `output_dir/model`."""
         weights, _ = self._collect(model, None)
-        self._on_main_process(lambda: write_folder(folder, lambda part: self._write_model(part, weights, metrics)))
+        return self._write("model", lambda folder: self._write_model(folder, weights, progress))
+
+    def _write(self, name: str, fill: Callable[[Path], None]) -> Path:
+        """Let the main process write a folder below `output_dir`, and queue it for the Hub."""
+        folder = self.folder / name
+        self._on_main_process(lambda: write_folder(folder, fill))
+        if self.outbox is not None:
+            self.outbox.add(folder)
         return folder
 
     def _collect(self, model: nn.Module, optimizer) -> tuple[dict, dict]:
@@ -180,10 +194,10 @@ class Checkpoints:
         kept = {progress.best_step}
         return [path for path in old if (step := _step(path)) not in kept and not (every and step % every == 0)]
 
-    def _write_model(self, folder: Path, weights: dict[str, torch.Tensor], metrics: dict):
+    def _write_model(self, folder: Path, weights: dict[str, torch.Tensor], progress: Progress):
         self.shell.save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
         self.tokenizer.save_pretrained(folder)
-        write_text(folder / "README.md", model_card(self.shell, self.config, metrics))
+        write_card(folder, self.shell, self.origin, progress)
 
 
 def read_state(folder: Path) -> dict:

@@ -105,6 +105,15 @@ class PretrainConfig:
     max_time: str | None = None  # HH:MM:SS, after which the run makes a checkpoint and ends, to be gone on with
     dataloader_num_workers: int = 1
 
+    # The Hub: each checkpoint becomes a commit on main and a tag step-N, the finished model the tag final.
+    push_to_hub: str | None = None  # NAMESPACE/NAME
+    hub_private_repo: bool | None = None  # of a new repository; null: as the namespace has it
+    hub_overwrite: bool = False  # use a repository that holds other files and tags, replacing those of the same names
+    hub_wait: str = "00:30:00"  # HH:MM:SS for which the end of the run waits for uploads
+    hub_max_waiting: int | None = 10  # checkpoints deleted here that wait for the Hub; null: all
+    language: str | list | None = None  # for the model card: ISO 639 codes of the text
+    license: str | None = None  # for the model card: of the model
+
     def sources(self) -> list[Source]:
         """The entries of `data`, each with its own fields or those of the run."""
         entries = self.data if isinstance(self.data, list) else [self.data]
@@ -192,7 +201,7 @@ class PretrainConfig:
             self._require(key, getattr(self, key) >= 0, "must not be negative")
         for key in (
             "num_proc", "max_eval_rows", "save_total_limit", "keep_every", "batch_size_start",
-            "per_device_train_batch_size",
+            "per_device_train_batch_size", "hub_max_waiting",
         ):  # fmt: skip
             self._require(key, getattr(self, key) is None or getattr(self, key) >= 1, "must be at least 1, or null")
         for key in ("learning_rate", "max_grad_norm", "adam_epsilon"):
@@ -223,20 +232,28 @@ class PretrainConfig:
             f"must not exceed batch_size ({self.batch_size})",
         )
         self.max_time_seconds()
+        self.hub_wait_seconds()
+        if self.push_to_hub is not None:
+            self._validate_repository(self.push_to_hub)
         check_weights([source.weight for source in self.sources()])
         self.luna_config(vocab_size=None if self.tokenizer else self.vocab_size)
 
     def max_time_seconds(self) -> float:
         """`max_time` in seconds; infinite without it."""
-        if self.max_time is None:
-            return float("inf")
-        match = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)", self.max_time)
-        if match is None:
-            raise ConfigurationError(
-                f"max_time is {self.max_time!r}: it must have the form HH:MM:SS, such as 11:30:00."
-            )
-        hours, minutes, seconds = map(int, match.groups())
-        return 3600.0 * hours + 60 * minutes + seconds
+        return float("inf") if self.max_time is None else _seconds("max_time", self.max_time)
+
+    def hub_wait_seconds(self) -> float:
+        """`hub_wait` in seconds."""
+        return _seconds("hub_wait", self.hub_wait)
+
+    def _validate_repository(self, repository: str):
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+        try:
+            validate_repo_id(repository)
+        except HFValidationError as error:
+            raise ConfigurationError(f"push_to_hub: {error}") from error
+        self._require("push_to_hub", "/" in repository, "must have the form USER/NAME or ORGANISATION/NAME")
 
     def _require(self, key: str, fulfilled: bool, message: str):
         if not fulfilled:
@@ -320,6 +337,15 @@ for tag, pattern, first in (
     ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), first)
+
+
+def _seconds(key: str, time: str) -> float:
+    """The seconds of HH:MM:SS."""
+    match = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)", time)
+    if match is None:
+        raise ConfigurationError(f"{key} is {time!r}: it must have the form HH:MM:SS, such as 11:30:00.")
+    hours, minutes, seconds = map(int, match.groups())
+    return 3600.0 * hours + 60 * minutes + seconds
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -9,11 +9,15 @@ class Progress:
 
     Args:
         step: steps done.
+        tokens: seen in them, padding left out.
+        seconds: of training; evaluations and checkpoints are left out.
         skipped, skipped_in_a_row: of them those that left the weights alone, as a number was not finite.
         best_step, best_loss: of the checkpoints evaluated at their own step, the one with the lowest validation loss.
     """
 
     step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
     best_step: int | None = None

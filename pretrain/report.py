@@ -10,11 +10,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pretrain.curves import draw_curves
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.tokenizer import word_starts
 from pretrain.errors import UserError, report_user_errors
@@ -24,7 +24,6 @@ from pretrain.monitoring import METRICS_FILE, read_metrics
 
 SUMMARY_FILE = "summary.json"
 CURVES_FILE = "curves.png"
-matplotlib.use("Agg")
 
 
 class ReportError(UserError):
@@ -49,41 +48,21 @@ def report_run(
         "parameters": model.num_parameters(),
     }
     write_json(run / SUMMARY_FILE, summary)
-    plot_curves([run], run / CURVES_FILE)
+    draw_curves({run.name: read_metrics(run / METRICS_FILE)}, run / CURVES_FILE, [entropy])
     filled = fill_masked_sentences(model, tokenizer, rows)
     _print_report(run, model_folder, summary, filled, tokenizer.mask_token)
 
 
-def plot_curves(runs: list[Path], output: Path):
-    """Draw training and validation loss over the steps for each run, and the unigram entropy as a line."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
-    entropies = set()
-    for colour, run in zip(pyplot.rcParams["axes.prop_cycle"].by_key()["color"], runs, strict=False):
-        metrics = read_metrics(run / METRICS_FILE)
-        if not metrics or not (run / SUMMARY_FILE).exists():
+def plot_runs(runs: list[Path], output: Path):
+    """Draw the curves of finished runs, and the unigram entropy of their validation data as a line."""
+    metrics, entropies = {}, []
+    for run in runs:
+        records = read_metrics(run / METRICS_FILE)
+        if not records or not (run / SUMMARY_FILE).exists():
             raise ReportError(f"{run} holds no finished run: {METRICS_FILE} or {SUMMARY_FILE} is missing or empty.")
-        summary = json.loads((run / SUMMARY_FILE).read_text(encoding="utf-8"))
-        entropies.add(round(summary["unigram_entropy"], 4))
-        name = f"{run.name}: " if len(runs) > 1 else ""
-        for key, label, style in (
-            ("loss", "training loss", {"alpha": 0.4, "linewidth": 1}),
-            ("validation_loss", "validation loss", {"marker": "o", "markersize": 4, "linewidth": 2}),
-        ):
-            points = [(record["step"], record[key]) for record in metrics if record.get(key) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), color=colour, label=name + label, **style)
-                if key == "validation_loss":
-                    axes.annotate(f"{points[-1][1]:.2f}", points[-1], xytext=(-14, 8), textcoords="offset points")
-    for entropy in sorted(entropies):
-        axes.axhline(entropy, color="black", linestyle="--", linewidth=1, label=f"unigram entropy {entropy:.2f}")
-    axes.set_xlabel("step")
-    axes.set_ylabel("masked-LM loss (nats per predicted token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(output, dpi=120)
-    pyplot.close(figure)
+        metrics[run.name if run.name not in metrics else str(run)] = records
+        entropies.append(json.loads((run / SUMMARY_FILE).read_text(encoding="utf-8"))["unigram_entropy"])
+    draw_curves(metrics, output, entropies)
 
 
 @dataclass(frozen=True)
@@ -188,7 +167,7 @@ def main(arguments: list[str]):
     parser.add_argument("--output", type=Path, required=True, help="the picture to write")
     options = parser.parse_args(arguments)
     make_folder(options.output.parent, "--output")
-    plot_curves(options.runs, options.output)
+    plot_runs(options.runs, options.output)
     print(options.output)
 
 

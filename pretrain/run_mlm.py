@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from pretrain.batches import BatchPlan
+    from pretrain.hub_outbox import HubOutbox
 
 
 def main(config: PretrainConfig):
@@ -30,23 +31,33 @@ def main(config: PretrainConfig):
     from accelerate.utils import broadcast_object_list
 
     from pretrain.checkpoints import run_folder
+    from pretrain.hub_outbox import HubOutbox
     from pretrain.launch import batch_plan, end_processes, start_accelerator
+    from pretrain.stopping import StopRequest
 
+    deadline = time.monotonic() + config.max_time_seconds()
     accelerator = start_accelerator(config)
     plan = batch_plan(config, accelerator)
     stopped = None
     try:
         with ExitStack() as stack:
-            problem = None
+            problem = outbox = None
             if accelerator.is_main_process:
                 try:
                     stack.enter_context(run_folder(config))
+                    if config.push_to_hub:
+                        outbox = HubOutbox(config)
+                        stack.callback(outbox.close)
+                        outbox.open()
                 except UserError as error:
                     problem = error
             (problem,) = broadcast_object_list([problem])  # all processes end, none waits for another
             if problem is not None:
                 raise problem
-            pretrain(config, accelerator, plan)
+            pretrain(config, accelerator, plan, deadline, outbox)
+            end_processes(accelerator)  # they need not wait for uploads
+            if outbox is not None:
+                outbox.finish(StopRequest(min(deadline, time.monotonic() + config.hub_wait_seconds())))
     except Stopped as error:  # in all processes at the same step
         stopped = str(error)
     end_processes(accelerator)
@@ -55,8 +66,19 @@ def main(config: PretrainConfig):
         raise Stopped(stopped)
 
 
-def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPlan"):
-    """Prepare the data, train, save the model and report."""
+def pretrain(
+    config: PretrainConfig,
+    accelerator: "Accelerator",
+    plan: "BatchPlan",
+    deadline: float,
+    outbox: "HubOutbox | None",
+):
+    """Prepare the data, train, save the model and report.
+
+    Args:
+        deadline: on the clock of `time.monotonic`, when the run is to end with a checkpoint.
+        outbox: of the main process, where checkpoints go to the Hub.
+    """
     from modeling_luna import LunaForMaskedLM
     from pretrain.batches import EvaluationBatches, TrainingBatches
     from pretrain.checkpoints import Checkpoints
@@ -72,7 +94,6 @@ def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPla
     from pretrain.stopping import StopRequest
     from pretrain.training import Run, train
 
-    deadline = time.monotonic() + config.max_time_seconds()
     main_process = accelerator.is_main_process
     prepared = prepare(config, quiet=not main_process)
     stop = StopRequest(deadline)
@@ -85,7 +106,9 @@ def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPla
     validation = EvaluationBatches(validation_rows, masking, plan, config.max_eval_rows)
 
     model = build_model(config, tokenizer).to(accelerator.device)
-    checkpoints = Checkpoints(accelerator, tokenizer, config, model.config, manifest["fingerprint"])
+    checkpoints = Checkpoints(accelerator, tokenizer, config, model.config, manifest, outbox)
+    if outbox is not None:
+        outbox.add_missing()
     checkpoint = checkpoints.find()
     if main_process:
         print_plan(config, model, manifest, plan, accelerator, measure_row(model, training[0][0], accelerator))
@@ -99,8 +122,7 @@ def pretrain(config: PretrainConfig, accelerator: "Accelerator", plan: "BatchPla
     )
     validation_loss = train(run)
 
-    metrics = {"steps": config.max_steps, "validation_loss": validation_loss}
-    model_folder = checkpoints.save_model(wrapped_model, optimizer, metrics)
+    model_folder = checkpoints.save_model(wrapped_model, optimizer, progress)
     if main_process:
         entropy = manifest["splits"]["validation"]["unigram_entropy"]
         trained = LunaForMaskedLM.from_pretrained(model_folder)  # the wrapped one may be sharded

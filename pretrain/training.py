@@ -1,5 +1,6 @@
 """The training loop."""
 
+import time
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -48,6 +49,7 @@ def train(run: Run) -> float:
     if progress.step:
         monitor.say(f"Going on from step {progress.step:,} of {config.max_steps:,}")
     run.model.train()
+    started = time.perf_counter()
     for step, micro_batches in enumerate(_batches(run), start=progress.step):
         rate = learning_rate(step, config)
         for group in run.optimizer.param_groups:
@@ -57,6 +59,8 @@ def train(run: Run) -> float:
             run.accelerator, run.model, run.optimizer, micro_batches, config.max_grad_norm, run.stop.requested()
         )
         progress.step = step + 1
+        progress.tokens += result.tokens
+        progress.seconds += time.perf_counter() - started
         progress.skipped += result.skipped
         progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
         monitor.step_done(progress, result, rate)
@@ -72,6 +76,7 @@ def train(run: Run) -> float:
         if saving:
             metrics = {"steps": progress.step, "validation_loss": validation_loss}
             monitor.untimed(run.checkpoints.save, run.model, run.optimizer, progress, metrics)
+        started = time.perf_counter()
         if result.stop and not last:
             monitor.close()
             raise Stopped(

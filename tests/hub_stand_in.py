@@ -305,9 +305,7 @@ def who_am_i(request: Request) -> Reply:
 
 def repository_information(request: Request) -> Reply:
     repository, found = request.repository(), request.commit()
-    siblings = [
-        {"rfilename": entry["path"], "size": entry["size"], "blobId": entry["oid"]} for entry in _files(found)
-    ]
+    siblings = [{"rfilename": entry["path"], "size": entry["size"], "blobId": entry["oid"]} for entry in _files(found)]
     private = repository.id in request.hub.private
     return _json({"id": repository.id, "sha": found.id, "private": private, "tags": [], "siblings": siblings})
 
