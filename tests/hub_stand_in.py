@@ -120,7 +120,7 @@ class HubStandIn:
             how: "refuse" answers with the status, "late" does so after it has done what was asked, "cut" ends the
                 connection after half of the body, "hang" waits for `heal` and then answers with the status.
             times: after so many the requests succeed again; None: until `heal`.
-            body: of the answer.
+            body: of the answer; its "error" goes into the header X-Error-Message as well.
         """
         self._failures.append(Failure(re.compile(pattern), how, status, body or {"error": "ordered"}, times))
 
@@ -537,7 +537,8 @@ class _Handler(BaseHTTPRequestHandler):
             except HubError as error:
                 reply = error.reply
         if failure:
-            reply = _json(failure.body, failure.status)
+            headers = {"X-Error-Message": str(failure.body["error"])} if "error" in failure.body else {}
+            reply = _json(failure.body, failure.status)._replace(headers=headers)
         self.send_response(reply.status)
         for name, value in reply.headers.items():
             self.send_header(name, value)
