@@ -17,6 +17,7 @@ from tqdm import tqdm
 from pretrain import hub_upload
 from pretrain.checkpoints import TRAINING_STATE, find_checkpoints
 from pretrain.configuration import PretrainConfig
+from pretrain.errors import Stopped
 from pretrain.files import remove_folder, write_folder
 from pretrain.hub_upload import CONNECTED, FINAL, OUTBOX, REFUSED, UNREACHABLE, HubError
 from pretrain.stopping import StopRequest
@@ -98,7 +99,11 @@ class HubOutbox:
             say(f"{path.name} is given up: more than {self.max_waiting} wait whose checkpoints are deleted here")
 
     def finish(self, stop: StopRequest):
-        """Wait for the uploads until `stop` is requested, then close."""
+        """Wait for the uploads until `stop` is requested, then close.
+
+        Raises:
+            Stopped: where a signal has ended the waiting.
+        """
         left = hub_upload.waiting(self.run)
         if left and not stop.requested():
             say(f"waiting at most {stop.deadline - time.monotonic():,.0f} s for uploads: {_names(left)}")
@@ -106,6 +111,8 @@ class HubOutbox:
             while hub_upload.waiting(self.run) and self._is_running() and not stop.requested():
                 time.sleep(0.1)
         self.close()
+        if stop.signalled and hub_upload.waiting(self.run):
+            raise Stopped("Stopped while it waited for uploads. Training is over; the same command uploads the rest.")
 
     def close(self):
         """End the program, whatever it does, and say what was not uploaded."""

@@ -148,9 +148,10 @@ fill_mask = pipeline("fill-mask", model=model, tokenizer=tokenizer)
 Without it, by the code that lies beside the weights:
 
 ```python
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 model = AutoModelForMaskedLM.from_pretrained("{place}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
 ```"""
     if config.push_to_hub:
         text += (

@@ -120,27 +120,26 @@ def test_each_checkpoint_is_a_commit_and_a_tag(
     assert "curves.png" in files and not any(TRAINING_STATE in name for name in files)
 
 
+# Arguments: the model card, which of its Python blocks to run, and tags. Prints a sum of the logits of each tag.
 LOAD = f"""
-import json, sys
-if "without" in sys.argv:
+import json, re, sys
+card, number, *tags = sys.argv[1:]
+if number == "1":
     class Hidden:
         def find_spec(self, name, path=None, target=None):
             if name.split(".")[0] == "modeling_luna":
                 raise ModuleNotFoundError(name)
     sys.meta_path.insert(0, Hidden())
-    from transformers import AutoModelForMaskedLM as Model
-    arguments = {{"trust_remote_code": True}}
+names = {{}}
+exec(re.findall("```python\\n(.*?)```", open(card).read(), re.DOTALL)[int(number)], names)
+if number == "1":
+    Model, arguments = names["AutoModelForMaskedLM"], {{"trust_remote_code": True}}
 else:
     from modeling_luna import LunaForMaskedLM as Model
     arguments = {{}}
-from transformers import AutoTokenizer
-sums = {{}}
-for revision in sys.argv[1].split(","):
-    model = Model.from_pretrained("{ID}", revision=revision, **arguments)
-    tokenizer = AutoTokenizer.from_pretrained("{ID}", revision=revision)
-    logits = model(**tokenizer("The moon follows the<mask>.", return_tensors="pt")).logits
-    sums[revision] = logits.double().sum().item()
-print(json.dumps(sums))
+inputs = names["tokenizer"]("The moon follows the<mask>.", return_tensors="pt")
+models = {{tag: Model.from_pretrained("{ID}", revision=tag, **arguments) for tag in tags}} | {{"main": names["model"]}}
+print(json.dumps({{tag: model(**inputs).logits.double().sum().item() for tag, model in models.items()}}))
 """
 
 
@@ -182,10 +181,10 @@ run_mlm.main(run_mlm.load_config(["{config}"]))
     assert list(hub.repository(ID).tags) == tags
 
     sums = []
-    for arguments in (["with"], ["without"]):
+    for block in (0, 1):
         loaded = subprocess.run(
-            [sys.executable, "-c", LOAD, ",".join(tags), *arguments],
-            env=environment | ({"PYTHONPATH": ""} if arguments == ["without"] else {}),
+            [sys.executable, "-c", LOAD, run / "model/README.md", str(block), *tags],
+            env=environment | ({"PYTHONPATH": ""} if block else {}),
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -194,7 +193,7 @@ run_mlm.main(run_mlm.load_config(["{config}"]))
         assert loaded.returncode == 0, loaded.stderr
         sums.append(json.loads(loaded.stdout.splitlines()[-1]))
     assert sums[0] == sums[1]
-    assert len(set(sums[0].values())) == 4 and sums[0]["step-20"] == sums[0]["final"]
+    assert len(set(sums[0].values())) == 4 and sums[0]["step-20"] == sums[0]["final"] == sums[0]["main"]
     saved = LunaForMaskedLM.from_pretrained(run / "checkpoint-15").state_dict()
     (tmp_path / "step-15").mkdir()
     for name, content in hub.repository(ID).at("step-15").files.items():
