@@ -172,11 +172,18 @@ run_mlm.main(run_mlm.load_config(["{config}"]))
     assert hub.repository(ID).tags == {}
     hub.heal()
 
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_2_processes.yaml"]
     resumed = subprocess.run(
-        [sys.executable, "pretrain/run_mlm.py", config], env=environment, cwd=ROOT, capture_output=True, text=True
+        [sys.executable, *launch, "pretrain/run_mlm.py", config],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert resumed.returncode == 0, resumed.stderr
     assert "Going on from step 10 of 20" in resumed.stdout
+    assert hub.requests.count("GET /api/whoami-v2") == 2  # of two processes one uploads
     tags = ["step-5", "step-10", "step-15", "step-20", "final"]
     assert list(hub.repository(ID).tags) == tags
 
@@ -345,6 +352,7 @@ def test_stopped_run_does_not_wait_for_uploads(
     signalled = time.monotonic()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75
+    assert json.loads((run / "status.json").read_text())["state"] == "stopped"
     assert time.monotonic() - signalled < 15
     assert "Hub: not uploaded: step-5" in output
     assert ended_within(run, 0)
