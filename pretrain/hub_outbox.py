@@ -15,10 +15,10 @@ from typing import IO
 from tqdm import tqdm
 
 from pretrain import hub_upload
-from pretrain.checkpoints import TRAINING_STATE, find_checkpoints
+from pretrain.checkpoints import TRAINING_STATE, find_checkpoints, find_damage
 from pretrain.configuration import PretrainConfig
 from pretrain.errors import Stopped
-from pretrain.files import remove_folder, write_folder
+from pretrain.files import PARTIAL, remove_folder, write_folder
 from pretrain.hub_upload import CONNECTED, FINAL, OUTBOX, REFUSED, UNREACHABLE, HubError
 from pretrain.stopping import StopRequest
 
@@ -49,6 +49,8 @@ class HubOutbox:
             HubError: where the token, the repository or what it holds does not allow uploads.
         """
         (self.run / OUTBOX).mkdir(exist_ok=True)
+        for partial in (self.run / OUTBOX).glob(f"*{PARTIAL}"):  # of a launch that was killed
+            shutil.rmtree(partial, ignore_errors=True)
         answer: queue.Queue = queue.Queue()
         self._start(answer.put)
         try:
@@ -68,8 +70,13 @@ class HubOutbox:
         uploads = hub_upload.read_uploads(self.run, self.id)
         known = set(uploads.tags if uploads else ()) | {path.name for path in hub_upload.waiting(self.run)}
         for folder in find_checkpoints(self.run):
-            if _tag(folder) not in known:
+            if _tag(folder) in known:
+                continue
+            damage = find_damage(folder)
+            if damage is None:
                 self.add(folder)
+            else:
+                say(f"{folder} is not uploaded, since it is damaged: {damage}")
 
     def add(self, folder: Path):
         """Queue a checkpoint or the finished model. The folder may be deleted afterwards, since its files are linked.
@@ -91,8 +98,8 @@ class HubOutbox:
         if self.max_waiting is None:
             return
         behind = hub_upload.waiting(self.run)[1:]
-        costly = [path for path in behind if not (self.run / path.name.replace("step-", "checkpoint-")).exists()]
-        costly = [path for path in costly if path.name != FINAL]
+        here = {FINAL, *map(_tag, find_checkpoints(self.run))}
+        costly = [path for path in behind if path.name not in here]
         for path in costly[: max(0, len(costly) - self.max_waiting)]:
             remove_folder(path)
             self.given_up.append(path.name)

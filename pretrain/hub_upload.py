@@ -111,10 +111,9 @@ class Uploader:
         if constants.HF_HUB_OFFLINE:
             raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
         try:
-            token = self.api.whoami().get("auth", {}).get("accessToken", {})
-            if token.get("role") == "read":
-                raise HubError(f"push_to_hub: the token {_name_of(token)}may only read. Make one that may write.")
+            self.api.whoami()  # tells a wrong token from a repository that is not there
             self.api.create_repo(self.id, private=self.private, exist_ok=True)
+            self.api.auth_check(self.id, write=True)
             info = self.api.model_info(self.id, files_metadata=True)
             tags = [tag.name for tag in self.api.list_repo_refs(self.id).tags]
         except LocalTokenNotFoundError as error:
@@ -270,10 +269,6 @@ def _blob_id(path: Path) -> str:
     """What git calls the content of a file."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _name_of(token: dict) -> str:
-    return f"{token['displayName']!r} " if token.get("displayName") else ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -380,6 +380,11 @@ def create_repository(request: Request) -> Reply:
     return _json(address)
 
 
+def may_write(request: Request) -> Reply:
+    request.repository()
+    return Reply(200)
+
+
 def accept_card(request: Request) -> Reply:
     return _json({"errors": [], "warnings": []})
 
@@ -479,6 +484,7 @@ READING: list[tuple[str, Pattern[str], Callable[[Request], Reply]]] = [
 ]
 WRITING: list[tuple[str, Pattern[str], Callable[[Request], Reply]]] = [
     ("POST", re.compile("/api/repos/create"), create_repository),
+    ("GET", re.compile(rf"{API}/auth-check/write"), may_write),
     ("POST", re.compile(rf"{API}/preupload/{REVISION}"), plan_upload),
     ("POST", re.compile(rf"/(?:(?P<kind>datasets)/)?{REPOSITORY}\.git/info/lfs/objects/batch"), plan_lfs),
     ("POST", re.compile(rf"{API}/commit/{REVISION}"), commit),

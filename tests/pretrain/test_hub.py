@@ -18,7 +18,7 @@ from filelock import FileLock
 from hub_stand_in import HubStandIn, hub_stand_in
 
 from modeling_luna import LunaForMaskedLM
-from pretrain.checkpoints import TRAINING_STATE
+from pretrain.checkpoints import TRAINING_STATE, digests
 from pretrain.configuration import PretrainConfig
 from pretrain.hub_outbox import HubOutbox
 from pretrain.hub_upload import HubError, waiting
@@ -59,9 +59,9 @@ def write_checkpoint(run: Path, step: int) -> Path:
     """Something that looks like a checkpoint to those who do not open it."""
     folder = run / f"checkpoint-{step}"
     (folder / TRAINING_STATE).mkdir(parents=True)
-    (folder / TRAINING_STATE / "progress.json").write_text("{}")
     for name in ("model.safetensors", "curves.png", "config.json", "README.md"):
         (folder / name).write_text(f"{name} of step {step}\n")
+    (folder / TRAINING_STATE / "progress.json").write_text(json.dumps({"files": digests(folder)}))
     return folder
 
 
@@ -386,8 +386,9 @@ def test_disk_that_takes_no_snapshot_ends_nothing(write_run: Callable, hub: HubS
 
 def test_checkpoints_of_earlier_launches_are_queued(write_run: Callable, hub: HubStandIn):
     run = Path(write_run().output_dir)
-    for step in (9, 10):
+    for step in (9, 10, 11):
         write_checkpoint(run, step)
+    (run / "checkpoint-11/config.json").write_text("damaged")
     for _ in range(2):
         outbox = HubOutbox(write_run())
         outbox.open()
@@ -410,6 +411,7 @@ def unknown_token(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch):
 
 def token_that_may_only_read(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch):
     hub.tokens["hf_reader"] = "read"
+    hub.repository(ID).folder.mkdir(parents=True)
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
 
 
@@ -432,7 +434,10 @@ def repository_of_another_model(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
     [
         (no_token, "there is no token. Log in with `hf auth login`, or set HF_TOKEN."),
         (unknown_token, f"{ID} cannot be written: HfHubHTTPError: Invalid user token."),
-        (token_that_may_only_read, "the token may only read. Make one that may write."),
+        (
+            token_that_may_only_read,
+            f"{ID} cannot be written: HfHubHTTPError: 403 Forbidden: This needs a token with the role write",
+        ),
         (namespace_of_others, f"{ID} cannot be written: HfHubHTTPError: 403 Forbidden: You don't have the rights"),
         (public_repository, f"{ID} is there and is public, but hub_private_repo is true."),
         (repository_of_another_model, rf"{ID} holds what this run has not written \(config.json\). .*hub_overwrite"),
