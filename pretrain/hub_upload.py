@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -28,12 +29,12 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from huggingface_hub.utils import httpx
 
 from pretrain.errors import UserError, report_user_errors
-from pretrain.files import PARTIAL, remove_folder, write_json
+from pretrain.files import remove_folder, write_json
 
 
 OUTBOX = "hub"  # below the run's folder
 RECORD = "uploaded.json"
-CARD = "README.md"
+CARD = constants.REPOCARD_NAME
 FINAL = "final"  # the tag of the finished model
 REFUSED, CONNECTED, UNREACHABLE = "refused", "connected", "unreachable"  # the first word that --follow prints
 CONNECT_SECONDS, ANSWER_SECONDS = 10, 120
@@ -73,11 +74,10 @@ def waiting(run: Path) -> list[Path]:
     """The snapshots in a run's outbox in the order in which they were queued."""
     snapshots = []
     for path in (run / OUTBOX).glob("*"):
-        if path.name != FINAL and not path.name.startswith("step-") or path.suffix == PARTIAL:
-            continue
-        step = float("inf") if path.name == FINAL else int(path.name.removeprefix("step-"))
-        with suppress(FileNotFoundError):  # it has just been uploaded
-            snapshots.append((path.stat().st_mtime_ns, step, path))
+        match = re.fullmatch(rf"step-(\d+)|{FINAL}", path.name)
+        if match:
+            with suppress(FileNotFoundError):  # it has just been uploaded
+                snapshots.append((path.stat().st_mtime_ns, int(match[1] or sys.maxsize), path))
     return [path for *_, path in sorted(snapshots)]
 
 

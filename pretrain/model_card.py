@@ -10,6 +10,7 @@ from pathlib import Path
 
 from accelerate import Accelerator, DistributedType
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.constants import REPOCARD_NAME
 from transformers import PreTrainedModel
 
 import modeling_luna
@@ -18,10 +19,9 @@ from pretrain.curves import draw_curves
 from pretrain.hardware import describe_hardware
 from pretrain.monitoring import METRICS_FILE, duration, read_metrics
 from pretrain.progress import Progress
+from pretrain.report import CURVES_FILE
 
 
-CARD = "README.md"
-PICTURE = "curves.png"
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "safetensors")
 # Keys that say nothing of the model: where things lie, and how a run is watched, kept and uploaded.
 NOT_OF_THE_RECIPE = (
@@ -72,8 +72,8 @@ def write_card(folder: Path, model: PreTrainedModel, origin: Origin, progress: P
     """
     metrics = read_metrics(Path(origin.config.output_dir) / METRICS_FILE)
     metrics = [record for record in metrics if record["step"] <= progress.step]
-    draw_curves({_name(origin.config): metrics}, folder / PICTURE, [_entropy(origin)])
-    ModelCard(model_card(model, origin, progress, metrics)).save(folder / CARD)
+    draw_curves({_name(origin.config): metrics}, folder / CURVES_FILE, [_entropy(origin)])
+    ModelCard(model_card(model, origin, progress, metrics)).save(folder / REPOCARD_NAME)
 
 
 def model_card(model: PreTrainedModel, origin: Origin, progress: Progress, metrics: list[dict]) -> str:
@@ -207,7 +207,7 @@ def _training(model: PreTrainedModel, origin: Origin, progress: Progress) -> str
         if key not in NOT_OF_THE_RECIPE and value is not None
     }
     return (
-        f"![Training and validation loss]({PICTURE})\n\n{_table(facts)}\n\nThe model:\n\n{_table(shape)}\n\n"
+        f"![Training and validation loss]({CURVES_FILE})\n\n{_table(facts)}\n\nThe model:\n\n{_table(shape)}\n\n"
         f"The recipe, by the keys of the configuration (a step is an update by `batch_size` rows):\n\n{_table(recipe)}"
     )
 
