@@ -25,8 +25,9 @@ from pretrain.report import CURVES_FILE
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "safetensors")
 # Keys that say nothing of the model: where things lie, and how a run is watched, kept and uploaded.
 NOT_OF_THE_RECIPE = (
-    "output_dir", "data", "text_column", "documents", "prepared_dir", "num_proc", "model", "model_config",
-    "logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep_every", "on_bad_checkpoint", "max_time",
+    "output_dir", "data", "text_column", "documents", "on_bad_record", "prepared_dir", "num_proc", "model",
+    "model_config", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep_every", "on_bad_checkpoint",
+    "max_time",
     "dataloader_num_workers", "push_to_hub", "hub_private_repo", "hub_overwrite", "hub_wait", "hub_max_waiting",
     "language", "license",
 )  # fmt: skip
@@ -164,14 +165,15 @@ tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
 def _data(origin: Origin) -> str:
     lines = ["| source | what | details |", "|---|---|---|"]
     for source, identity in zip(origin.config.sources(), _sources(origin), strict=True):
+        weight = "" if source.weight is None else f", weight {source.weight}"
         if identity["kind"] == "hub":
             link = f"[{identity['id']}](https://huggingface.co/datasets/{identity['id']})"
             details = f"configuration {source.config or 'default'}, split {source.split}, commit {identity['commit']}"
-            lines.append(f"| {link} | dataset of the Hub | {details} |")
+            lines.append(f"| {link} | dataset of the Hub | {details}{weight} |")
         elif identity["kind"] == "files":
-            lines.append(f"| `{_shown(source.path)}` | local files | {len(identity['files']):,} |")
+            lines.append(f"| `{_shown(source.path)}` | local files | {len(identity['files']):,} files{weight} |")
         else:
-            lines.append(f"| `{source.path}` | documentation in the Python code of the machine | |")
+            lines.append(f"| `{source.path}` | documentation in the Python code of the machine | all of it{weight} |")
     train, validation = origin.data["splits"]["train"], origin.data["splits"]["validation"]
     return "\n".join(lines) + (
         f"\n\nTo learn from there were {train['tokens']:,} tokens in {train['documents']:,} documents; "

@@ -80,7 +80,10 @@ def test_metadata_and_sections(run: Path):
 
 
 def test_datasets_of_the_hub_are_named_with_their_commits(tmp_path: Path):
-    sources = [{"path": "org/plain", "config": "long"}, {"path": "org/other", "split": "test"}]
+    sources = [
+        {"path": "org/plain", "config": "long", "weight": 3.0},
+        {"path": "org/other", "split": "test", "weight": 1.0},
+    ]
     config = PretrainConfig(output_dir=str(tmp_path), data=sources, tokenizer="/home/somebody/words", max_steps=10)
     split = {"tokens": 1000, "documents": 10, "unigram_entropy": 3.0}
     identities = [{"kind": "hub", "id": f"org/{name}", "commit": "c" * 40} for name in ("plain", "other")]
@@ -97,8 +100,8 @@ def test_datasets_of_the_hub_are_named_with_their_commits(tmp_path: Path):
     card = ModelCard(model_card(model, origin, Progress(step=9, tokens=100, seconds=5400.0, skipped=2), metrics))
     assert card.data.datasets == ["org/plain", "org/other"]
     assert card.data.language is None and card.data.license is None and "license" not in card.data.to_dict()
-    assert f"| dataset of the Hub | configuration long, split train, commit {'c' * 40} |" in card.text
-    assert f"| dataset of the Hub | configuration default, split test, commit {'c' * 40} |" in card.text
+    assert f"| dataset of the Hub | configuration long, split train, commit {'c' * 40}, weight 3.0 |" in card.text
+    assert f"| dataset of the Hub | configuration default, split test, commit {'c' * 40}, weight 1.0 |" in card.text
     assert cell(card.text, "masked loss at step 8").startswith("2.5000")
     assert cell(card.text, "masked accuracy at step 8") == "0.2500"
     assert cell(card.text, "lowest masked loss so far, at step 4") == "2.0000"
