@@ -27,9 +27,8 @@ LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "s
 NOT_OF_THE_RECIPE = (
     "output_dir", "data", "text_column", "documents", "on_bad_record", "prepared_dir", "num_proc", "model",
     "model_config", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep_every", "on_bad_checkpoint",
-    "max_time",
-    "dataloader_num_workers", "push_to_hub", "hub_private_repo", "hub_overwrite", "hub_wait", "hub_max_waiting",
-    "language", "license",
+    "max_time", "dataloader_num_workers", "push_to_hub", "hub_private_repo", "hub_overwrite", "hub_wait",
+    "hub_max_waiting", "language", "license",
 )  # fmt: skip
 CITATION = """@inproceedings{ma2021luna,
   title     = {Luna: Linear Unified Nested Attention},
