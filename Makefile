@@ -39,7 +39,7 @@ lint: $(INSTALLED_DEV)
 	@.venv-dev/bin/mypy
 
 $(INSTALLED): EXTRAS := pretrain
-$(INSTALLED_DEV): EXTRAS := pretrain,deepspeed,dev
+$(INSTALLED_DEV): EXTRAS := pretrain,deepspeed,trackers,dev
 $(INSTALLED) $(INSTALLED_DEV): pyproject.toml constraints.txt
 	@version=$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version=none; \
 	case "$$version" in \

@@ -218,12 +218,22 @@ class RaggedRows(NamedTuple):
         return states.unflatten(0, self.shape)
 
 
+def true_places(mask: torch.Tensor, count: int | None = None) -> torch.Tensor:
+    """Where a flattened mask is true; `count` says how often that is, so that a GPU need not be waited for."""
+    if count is None:
+        return mask.flatten().nonzero().squeeze(1)
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and count != mask.sum():
+        raise ValueError(f"num_tokens or num_predicted is {count}, but the batch has {int(mask.sum())}.")
+    return torch.nonzero_static(mask.flatten(), size=count).squeeze(1)
+
+
 def locate_documents(
     shape: tuple[int, int],
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
     cu_seq_lens: torch.Tensor | None = None,
     max_length: int | None = None,
+    num_tokens: int | None = None,
 ) -> RaggedRows | None:
     """Find the documents of a batch whose rows hold several of them.
 
@@ -233,6 +243,7 @@ def locate_documents(
         position_ids: (batch, n) or (1, n); without `cu_seq_lens` a document begins where they do not rise.
         cu_seq_lens: (documents + 1), where the documents begin and end in the batch read row by row, padding included.
         max_length: the length of the longest document; with it a GPU need not be waited for.
+        num_tokens: the same for the number of tokens, where there is a mask.
 
     Returns:
         None where every row is one document.
@@ -242,7 +253,7 @@ def locate_documents(
     """
     if cu_seq_lens is None and position_ids is None:
         return None
-    index = None if attention_mask is None else attention_mask.flatten().nonzero().squeeze(1)
+    index = None if attention_mask is None else true_places(attention_mask, num_tokens)
     if cu_seq_lens is None:
         position_ids = position_ids.expand(shape)
         if torch.compiler.is_compiling():
@@ -817,6 +828,7 @@ class LunaModel(LunaPreTrainedModel):
         cu_seq_lens_k: torch.IntTensor | None = None,
         max_length_q: int | None = None,
         max_length_k: int | None = None,
+        num_tokens: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LunaModelOutput:
         r"""
@@ -840,10 +852,13 @@ class LunaModel(LunaPreTrainedModel):
                 Length of the longest document.
             cu_seq_lens_k, max_length_k:
                 The same; they may be left out.
+            num_tokens (`int`, *optional*):
+                Sum of `attention_mask`. Where it and `max_length_q` are given with several documents in a row, a GPU
+                need not be waited for.
 
         Raises:
             ValueError: for a mask of another shape, a document of more than `max_position_embeddings` tokens, or (on a
-                CPU) ids out of range or boundaries that do not fit.
+                CPU) ids out of range, or boundaries or counts that do not fit.
         """
         attention_mask, documents = prepare_rows(
             the_given_one(input_ids, inputs_embeds),
@@ -853,8 +868,9 @@ class LunaModel(LunaPreTrainedModel):
             cu_seq_lens_k,
             max_length_q,
             max_length_k,
+            num_tokens,
         )
-        if input_ids is not None:
+        if input_ids is not None and (input_ids.device.type == "cpu" or not self.training):  # a GPU has to be asked
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
 
         hidden_states, packed, slot_mask = self.embeddings(
@@ -891,17 +907,21 @@ class LunaModel(LunaPreTrainedModel):
             hidden_states = hidden_states.new_empty(*documents.mask.shape, 0)  # for its shape alone
         # All queries have the same line of the mask: one is enough, but for flex attention, which counts them.
         queries = slice(None) if self.config._attn_implementation == "flex_attention" else slice(1)
+        # A mask that is true everywhere can be left out, but in training a GPU would have to be waited for to know it.
+        may_skip = packed.device.type == "cpu" or not self.training
         pack_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=packed[:, queries],
             attention_mask=attention_mask,
             encoder_hidden_states=hidden_states,
+            allow_is_bidirectional_skip=may_skip or attention_mask is None,
         )
         unpack_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=hidden_states[:, queries],
             attention_mask=slot_mask,
             encoder_hidden_states=packed,
+            allow_is_bidirectional_skip=may_skip or slot_mask is None,
         )
         return AttentionPlan(pack_mask, keys=documents), AttentionPlan(unpack_mask, queries=documents)
 
@@ -921,6 +941,7 @@ def prepare_rows(
     cu_seq_lens_k: torch.Tensor | None = None,
     max_length_q: int | None = None,
     max_length_k: int | None = None,
+    num_tokens: int | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor | None, RaggedRows | None]:
     """Check the mask and the boundaries of a batch (see [`LunaModel.forward`]).
@@ -943,7 +964,7 @@ def prepare_rows(
     if cu_seq_lens is not None:
         cu_seq_lens = cu_seq_lens.to(inputs.device)
     max_length = max_length_q if max_length_q is not None else max_length_k
-    return attention_mask, locate_documents(shape, attention_mask, position_ids, cu_seq_lens, max_length)
+    return attention_mask, locate_documents(shape, attention_mask, position_ids, cu_seq_lens, max_length, num_tokens)
 
 
 class LunaLMHead(nn.Module):
@@ -987,6 +1008,7 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        num_predicted: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LunaMaskedLMOutput:
         r"""
@@ -995,6 +1017,8 @@ class LunaForMaskedLM(LunaPreTrainedModel):
                 As in [`LunaModel.forward`].
             labels (`torch.LongTensor` of shape `(batch, n)`, *optional*):
                 The ids to predict; -100 where there is nothing to predict.
+            num_predicted (`int`, *optional*):
+                How many labels are not -100; with it a GPU need not be waited for under `sparse_prediction`.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Divides the summed loss instead of the number of labels in this batch: the number of labels in the
                 whole batch where it is spread over accumulation steps or processes.
@@ -1012,8 +1036,8 @@ class LunaForMaskedLM(LunaPreTrainedModel):
                 f"labels must have the shape (batch, n) = {tuple(hidden_states.shape[:2])}, not {tuple(labels.shape)}."
             )
         if labels is not None and self.config.sparse_prediction:
-            labelled = labels != -100
-            hidden_states, labels = hidden_states[labelled], labels[labelled]
+            places = true_places(labels != -100, num_predicted)
+            hidden_states, labels = hidden_states.flatten(0, 1)[places], labels.flatten()[places]
         logits = self.lm_head(hidden_states)
 
         loss = None

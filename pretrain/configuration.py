@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # What a saved configuration holds besides the fields of the model.
 IGNORED_MODEL_KEYS = ("architectures", "auto_map", "dtype", "model_type", "transformers_version")
+TRACKERS = ("tensorboard", "trackio", "wandb")
 TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -113,6 +114,10 @@ class PretrainConfig:
     hub_max_waiting: int | None = 10  # checkpoints deleted here that wait for the Hub; null: all
     language: str | list | None = None  # for the model card: ISO 639 codes of the text
     license: str | None = None  # for the model card: of the model
+    # Where it can be watched, besides metrics.jsonl: `tensorboard`, `trackio`, `wandb`, or several. There the run has
+    # the name of its folder, in this project.
+    report_to: str | list = dataclasses.field(default_factory=list)
+    project: str = "luna"
 
     def sources(self) -> list[Source]:
         """The entries of `data`, each with its own fields or those of the run."""
@@ -231,12 +236,19 @@ class PretrainConfig:
             self.batch_size_start is None or self.batch_size_start <= self.batch_size,
             f"must not exceed batch_size ({self.batch_size})",
         )
+        for tracker in [self.report_to] if isinstance(self.report_to, str) else self.report_to:
+            self._require("report_to", tracker in TRACKERS, f"must be one or several of {', '.join(TRACKERS)}")
+        self._require("project", bool(self.project), "must not be empty")
         self.max_time_seconds()
         self.hub_wait_seconds()
         if self.push_to_hub is not None:
             self._validate_repository(self.push_to_hub)
         check_weights([source.weight for source in self.sources()])
         self.luna_config(vocab_size=None if self.tokenizer else self.vocab_size)
+
+    def trackers(self) -> list[str]:
+        """`report_to` as a list, each tracker once."""
+        return [self.report_to] if isinstance(self.report_to, str) else list(dict.fromkeys(self.report_to))
 
     def max_time_seconds(self) -> float:
         """`max_time` in seconds; infinite without it."""

@@ -1,46 +1,146 @@
-"""The picture of the losses of a run or several."""
+"""The picture of a run's metrics: losses, masked accuracy, and the health of the packed state."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+
+from pretrain.errors import UserError
 
 
 matplotlib.use("Agg")
-STYLES: dict[str, tuple[str, dict]] = {
-    "loss": ("training loss", {"alpha": 0.4, "linewidth": 1}),
-    "validation_loss": ("validation loss", {"marker": "o", "markersize": 4, "linewidth": 2}),
-}
+AXES = {"step": "step", "tokens": "tokens seen"}
+THIN = {"alpha": 0.4, "linewidth": 1}
+BOLD = {"marker": "o", "markersize": 4, "linewidth": 2}
 
 
-def draw_curves(runs: dict[str, list[dict]], output: Path, entropies: Iterable[float] = ()) -> Path:
-    """Draw training and validation loss over the steps.
+def draw_curves(
+    runs: dict[str, list[dict]], output: Path, entropies: Iterable[float] = (), axis: str = "tokens"
+) -> Path:
+    """Draw the metrics of one run or several into one picture. What no run has measured gets no panel.
 
     Args:
         runs: the records of each run, by its name.
         output: the picture to write.
         entropies: unigram entropies of the validation data, drawn as lines.
+        axis: what they are drawn over, `step` or `tokens`.
+
+    Raises:
+        UserError: for `tokens` where the records hold none.
     """
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
+    panels = [panel for panel, keys in PANELS.items() if any(_has(records, keys) for records in runs.values())]
+    panels = panels or [draw_losses]
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (8, 4.8) if len(panels) == 1 else (12, 3.6 * rows)
+    figure, grid = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     colours = pyplot.rcParams["axes.prop_cycle"].by_key()["color"]
-    for number, (name, records) in enumerate(runs.items()):
-        prefix = f"{name}: " if len(runs) > 1 else ""
-        for key, (label, style) in STYLES.items():
-            points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
-            if points:
-                colour = colours[number % len(colours)]
-                axes.plot(*zip(*points, strict=True), color=colour, label=prefix + label, **style)
-                if key == "validation_loss":
-                    axes.annotate(f"{points[-1][1]:.2f}", points[-1], xytext=(-14, 8), textcoords="offset points")
-    for entropy in sorted({round(value, 4) for value in entropies}):
-        axes.axhline(entropy, color="black", linestyle="--", linewidth=1, label=f"unigram entropy {entropy:.2f}")
-    axes.set_xlabel("step")
-    axes.set_ylabel("masked-LM loss (nats per predicted token)")
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
-    figure.savefig(output, dpi=120)
-    pyplot.close(figure)
+    try:
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            for number, (name, records) in enumerate(runs.items()):
+                prefix = f"{name}: " if len(runs) > 1 else ""
+                panel(axes, Curves(records, axis, name), prefix, colours[number % len(colours)], len(runs) == 1)
+            if panel is draw_losses:
+                for entropy in sorted({round(value, 4) for value in entropies}):
+                    label = f"unigram entropy {entropy:.2f}"
+                    axes.axhline(entropy, color="black", linestyle="--", linewidth=1, label=label)
+            axes.set_xlabel(AXES[axis])
+            axes.grid(alpha=0.3)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize="small")
+        for axes in grid.flat[len(panels) :]:
+            axes.remove()
+        figure.savefig(output, dpi=120)
+    finally:
+        pyplot.close(figure)
     return output
+
+
+class Curves:
+    """The points of one run's metrics over steps or tokens."""
+
+    def __init__(self, records: list[dict], axis: str, name: str):
+        self.records = records
+        self.steps: list[int] = []
+        self.places: list[int] = []
+        if axis == "tokens":
+            known = [(record["step"], record["tokens"]) for record in records if "tokens" in record]
+            if not known:
+                raise UserError(f"{name}: the metrics hold no numbers of tokens: draw them with `--over step`.")
+            self.steps, self.places = map(list, zip(*sorted(known), strict=True))
+
+    def points(self, key: str) -> tuple[list[float], list]:
+        """Where a key has a value, and the values."""
+        records = [record for record in self.records if record.get(key) is not None]
+        steps = [record["step"] for record in records]
+        # An evaluation does not count the tokens.
+        places = steps if not self.steps else np.interp(steps, self.steps, self.places).tolist()
+        return places, [record[key] for record in records]
+
+
+def draw_losses(axes, curves: Curves, prefix: str, colour: str, alone: bool):
+    _draw(axes, curves, "loss", f"{prefix}training loss", colour, THIN)
+    _draw(axes, curves, "validation_loss", f"{prefix}validation loss", colour, BOLD)
+    places, losses = curves.points("validation_loss")
+    if losses:
+        axes.annotate(f"{losses[-1]:.2f}", (places[-1], losses[-1]), xytext=(-14, 8), textcoords="offset points")
+    axes.set_ylabel("masked-LM loss (nats per predicted token)")
+
+
+def draw_accuracy(axes, curves: Curves, prefix: str, colour: str, alone: bool):
+    _draw(axes, curves, "accuracy", f"{prefix}training", colour, THIN)
+    _draw(axes, curves, "validation_accuracy", f"{prefix}validation", colour, BOLD)
+    axes.set_ylabel("masked accuracy")
+
+
+def draw_ranks(axes, curves: Curves, prefix: str, colour: str, alone: bool):
+    _draw_layers(axes, curves, "effective_rank", prefix, colour, alone)
+    axes.set_ylabel("effective rank of P")
+    axes.set_ylim(bottom=1)
+
+
+def draw_entropies(axes, curves: Curves, prefix: str, colour: str, alone: bool):
+    _draw_layers(axes, curves, "relative_pack_entropy", prefix, colour, alone)
+    axes.set_ylabel("entropy of pack attention / log n")
+
+
+PANELS = {
+    draw_losses: ("loss", "validation_loss"),
+    draw_accuracy: ("accuracy", "validation_accuracy"),
+    draw_ranks: ("effective_rank",),
+    draw_entropies: ("relative_pack_entropy",),
+}
+
+
+def _draw(axes, curves: Curves, key: str, label: str, colour: str, style: dict):
+    places, values = curves.points(key)
+    if values:
+        axes.plot(places, values, color=colour, label=label, **style)
+
+
+def _draw_layers(axes, curves: Curves, key: str, prefix: str, colour: str, alone: bool):
+    """A line for each layer of the one run; of several runs, the mean over the layers."""
+    places, values = curves.points(key)
+    if not values:
+        return
+    if not alone:
+        axes.plot(
+            places,
+            np.mean(np.array(values, dtype=float), axis=1),
+            color=colour,
+            label=f"{prefix}mean of the layers",
+            **BOLD,
+        )
+        return
+    layers = np.array(values, dtype=float).T
+    for number, layer in enumerate(layers):
+        shade = matplotlib.colormaps["viridis"](number / max(1, len(layers) - 1))
+        named = number in (0, len(layers) - 1)
+        axes.plot(places, layer, color=shade, label=f"layer {number}" if named else None, **(BOLD | {"linewidth": 1}))
+
+
+def _has(records: list[dict], keys: tuple[str, ...]) -> bool:
+    return any(record.get(key) is not None for record in records for key in keys)

@@ -17,7 +17,8 @@ import modeling_luna
 from pretrain.configuration import PretrainConfig
 from pretrain.curves import draw_curves
 from pretrain.hardware import describe_hardware
-from pretrain.monitoring import METRICS_FILE, duration, read_metrics
+from pretrain.metrics import METRICS_FILE, read_metrics
+from pretrain.monitoring import duration
 from pretrain.progress import Progress
 from pretrain.report import CURVES_FILE
 

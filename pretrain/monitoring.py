@@ -1,23 +1,28 @@
 """What a person sees while a run goes on: the plan, a progress line, and metrics as JSON lines."""
 
-import json
+import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from tqdm import tqdm
 
-from pretrain.batches import BatchPlan
+from pretrain.batches import BatchPlan, BatchSizes
 from pretrain.configuration import PretrainConfig
-from pretrain.files import write_text
+from pretrain.device_totals import DeviceTotals, Totals
+from pretrain.hardware import GIB, describe_hardware, peak_flops, peak_memory, training_flops
+from pretrain.health import COLLAPSED
+from pretrain.metrics import METRICS_FILE, MetricsFile
 from pretrain.optimization import StepResult, to_device
 from pretrain.progress import Progress
+from pretrain.trackers import Trackers
 
 
-METRICS_FILE = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 15  # where the output is a file and no progress bar is drawn
 
 
@@ -30,14 +35,32 @@ def duration(seconds: float) -> str:
 
 
 def print_plan(
-    config: PretrainConfig, model, manifest: dict, plan: BatchPlan, accelerator: Accelerator, seconds: float
+    config: PretrainConfig,
+    model,
+    manifest: dict,
+    plan: BatchPlan,
+    accelerator: Accelerator,
+    seconds: float,
+    total_steps: int | None,
+    total_hours: float | None = None,
 ):
-    """Model, data and steps in a few lines, before the first step; `seconds` is the expected time of one row."""
+    """Model, data and steps in a few lines, before the first step.
+
+    Args:
+        seconds: the expected time of one row.
+        total_steps, total_hours: of the run, of which one is None.
+    """
     train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
     sources = ", ".join(source.path for source in config.sources())
-    rows = plan.sizes.rows_before(config.max_steps)
+    if total_hours is not None:
+        rows = round(3600 * total_hours / seconds)
+        steps, expected = f"as many as {total_hours:g} h allow, of", f"about {rows:,} rows"
+    else:
+        assert total_steps is not None
+        rows = plan.sizes.rows_before(total_steps)
+        steps, expected = f"{total_steps:,} of", f"about {duration(seconds * rows)}"
     tokens = rows * config.max_length
-    evaluations = -(-config.max_steps // config.eval_steps) if config.eval_steps else 1
+    rising = "" if plan.sizes.ramp_steps == 0 else f"{plan.sizes.start:,} to "
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     options = model.config
     lines = {
@@ -46,12 +69,13 @@ def print_plan(
         f"convolution {options.conv_kernel_size or 'none'}, vocabulary {options.vocab_size:,}",
         "Data": f"{sources}: {train['tokens']:,} tokens in {train['documents']:,} documents to learn from, "
         f"{validation['tokens']:,} in {validation['documents']:,} held out",
-        "Steps": f"{config.max_steps:,} of {config.batch_size:,} rows of {config.max_length:,} tokens: {tokens:,} "
+        "Steps": f"{steps} {rising}{config.batch_size:,} rows of {config.max_length:,} tokens: {tokens:,} "
         f"tokens, {tokens / train['tokens']:.1f} times the data",
         "Processes": f"{accelerator.num_processes} on {accelerator.device.type} in {precision}, each "
         f"{plan.num_micro_batches(config.batch_size)} x {plan.micro_batch_size} rows a step",
-        "Expected": f"about {duration(seconds * rows)} ({config.max_length / seconds:,.0f} tokens/s), and "
-        f"{evaluations} evaluation{'s' if evaluations > 1 else ''}",
+        "Hardware": describe_hardware(accelerator),
+        "Expected": f"{expected} ({config.max_length / seconds:,.0f} tokens/s)"
+        + (f", an evaluation every {config.eval_steps:,} steps" if config.eval_steps else ", one evaluation"),
         "Folder": config.output_dir,
     }
     print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines.items()) + "\n", flush=True)
@@ -60,13 +84,13 @@ def print_plan(
 def measure_row(model, batch: dict, accelerator: Accelerator) -> float:
     """Seconds of the forward and backward passes of all processes for a row, from one micro-batch, before training.
 
-    The model keeps its weights, has no gradients afterwards, and the random state is as before.
+    The model is not wrapped yet. It keeps its weights, has no gradients afterwards, and the random state is as before.
     """
     model.train()
     device = accelerator.device
     inputs = to_device(batch, device)
     times = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for _ in range(3):
             started = time.perf_counter()
             with accelerator.autocast():
@@ -80,104 +104,225 @@ def measure_row(model, batch: dict, accelerator: Accelerator) -> float:
 
 
 class Monitor:
-    """Progress and metrics of the main process; the others stay silent.
+    """Progress and metrics of a run. Every process has one; the main one alone writes and prints.
 
     Args:
-        config: of the run.
-        start: steps that were done before; metrics of later steps, which will be done again, are dropped.
-        active: whether this is the main process.
+        config, accelerator: of the run.
+        model: as the accelerator has wrapped it.
+        progress: what was done before; metrics of later steps, which will be done again, are dropped. At each log its
+            counts are brought up to date, on all processes alike.
+        manifest: of the prepared data.
+        total_steps, total_hours: of the run, of which one is None.
+
+    Attributes:
+        totals: of the steps since the last log, on the device.
+        longest_skipped: the longest series of skipped steps that ended or went on between the last two logs.
     """
 
-    def __init__(self, config: PretrainConfig, start: int, active: bool):
+    def __init__(
+        self,
+        config: PretrainConfig,
+        accelerator: Accelerator,
+        model: nn.Module,
+        progress: Progress,
+        manifest: dict,
+        total_steps: int | None,
+        total_hours: float | None = None,
+    ):
         self.config = config
-        self.active = active
-        self.path = Path(config.output_dir) / METRICS_FILE
-        self.start = start
-        self.tokens = 0
-        self.losses: list[float] = []
+        self.device = accelerator.device
+        self.num_processes = accelerator.num_processes
+        self.active = accelerator.is_main_process
+        self.luna_config = accelerator.unwrap_model(model).config
+        self.total_steps = total_steps
+        self.total_hours = total_hours
+        self.sizes = BatchSizes.from_config(config)
+        self.start = progress.step
+        self.totals = DeviceTotals(self.device, progress.skipped_in_a_row)
+        self.longest_skipped = progress.skipped_in_a_row
+        self._waited = 0.0
+        self._peak: float | None = None
+        sent: dict[str, int] = {}
+        if self.active:
+            self.bar = tqdm(
+                total=total_steps,
+                initial=progress.step,
+                unit="step",
+                disable=not sys.stderr.isatty(),
+                dynamic_ncols=True,
+            )
+            self._file = MetricsFile(Path(config.output_dir) / METRICS_FILE, progress.step)
+            self._file_failed = False
+            sent = self._file.dropped
+            self._peak = peak_flops(self.device, accelerator.mixed_precision)
+            if self._peak is None:
+                self.say(f"No peak speed of {torch.cuda.get_device_name(self.device)} is known: there is no MFU")
+        facts = {
+            "hardware": describe_hardware(accelerator),
+            "data_fingerprint": manifest["fingerprint"],
+            "train_tokens": manifest["splits"]["train"]["tokens"],
+        }
+        self._trackers = Trackers(config, accelerator, progress, facts, sent, self.say)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.started = self.last_log = self.last_line = time.perf_counter()
-        if not active:
-            return
-        kept = [record for record in read_metrics(self.path) if record["step"] <= start]
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self.bar = tqdm(
-            total=config.max_steps, initial=start, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
-        )
 
-    def step_done(self, progress: Progress, result: StepResult, learning_rate: float):
-        """Take in the result of the last step of `progress`."""
-        step = progress.step
-        self.tokens += result.tokens
-        if not result.skipped:
-            self.losses.append(result.loss)
-        if not self.active:
-            return
-        self.bar.update()
-        if result.skipped:
-            self.say(f"step {step}: loss or gradient is not finite; the step was skipped ({progress.skipped} so far)")
-        # Also where a checkpoint may be written, so that no mean of losses spans one and a resumed run has the same.
-        intervals = [self.config.logging_steps, self.config.save_steps or self.config.max_steps]
-        if result.stop or step == self.config.max_steps or any(step % interval == 0 for interval in intervals):
+    def logs(self, step: int) -> bool:
+        """Whether the metrics of a step are logged, `step` being the number of steps done after it.
+
+        So it is also where a checkpoint may be written: no mean of losses spans one, and a resumed run has the same.
+        """
+        intervals = [self.config.logging_steps, self.config.save_steps]
+        return step == self.total_steps or any(interval and step % interval == 0 for interval in intervals)
+
+    def step_done(
+        self, progress: Progress, result: StepResult, learning_rate: float, waited: float, last: bool = False
+    ):
+        """Take in the result of the last step of `progress`.
+
+        Args:
+            waited: seconds that the step waited for its data.
+            last: whether the run ends here, for whatever reason; then the step is logged.
+        """
+        self.totals.add(result)
+        self._waited += waited
+        if self.active:
+            self.bar.update()
+        if last or self.logs(progress.step):
             self._log_training(progress, result, learning_rate)
 
     def _log_training(self, progress: Progress, result: StepResult, learning_rate: float):
-        now, step = time.perf_counter(), progress.step
-        record = {
-            "step": step,
-            "loss": sum(self.losses) / len(self.losses) if self.losses else None,
-            "learning_rate": learning_rate,
-            "gradient_norm": result.gradient_norm,
-            "tokens_per_second": round(self.tokens / (now - self.last_log)),
-            "skipped_steps": progress.skipped,
-        }
-        self.record(record)
-        self.losses, self.tokens, self.last_log = [], 0, now
-        loss = "none" if record["loss"] is None else f"{record['loss']:.3f}"
-        speed = f"{record['tokens_per_second']:,} tokens/s"
-        self.bar.set_postfix_str(f"loss {loss}, {speed}")
+        steps = self.totals.steps
+        totals = self.totals.read(result)
+        progress.tokens += totals.tokens
+        progress.labelled += totals.labelled
+        progress.skipped += totals.skipped
+        progress.skipped_in_a_row = totals.skipped_in_a_row
+        self.longest_skipped = totals.longest_skipped
+        now = time.perf_counter()
+        seconds, self.last_log = now - self.last_log, now
+        progress.seconds += seconds
+        waited, self._waited = self._waited, 0.0
+        if not self.active:
+            return
+        if totals.skipped:
+            self.say(
+                f"{totals.skipped} of the {steps} steps up to {progress.step:,} skipped, as loss or gradient was not "
+                f"finite ({progress.skipped} so far, {progress.skipped_in_a_row} in a row)"
+            )
+        speed = totals.tokens / seconds
+        self._write(
+            {
+                "step": progress.step,
+                "loss": totals.loss,
+                "accuracy": totals.accuracy,
+                "perplexity": perplexity(totals.loss),
+                "gradient_norm": totals.gradient_norm,
+                "learning_rate": learning_rate,
+                "tokens": progress.tokens,
+                "labelled_tokens": progress.labelled,
+                "tokens_per_second": round(speed),
+                "tokens_per_second_per_device": round(speed / self.num_processes),
+                "mfu": self._mfu(totals, seconds),
+                "padding_share": round(1 - totals.tokens / totals.places, 4),
+                "data_wait_share": round(waited / seconds, 4),
+                "peak_memory_gib": round(peak_memory(self.device) / GIB, 3),
+                "skipped_steps": progress.skipped,
+            }
+        )
+        self._show(progress, totals.loss, speed, now)
+
+    def _mfu(self, totals: Totals, seconds: float) -> float | None:
+        """The share of the devices' peak that went into the model's own operations."""
+        if self._peak is None:
+            return None
+        flops = training_flops(self.luna_config, totals.rows, totals.places // totals.rows, totals.labelled)
+        return round(flops / (seconds * self._peak * self.num_processes), 4)
+
+    def _show(self, progress: Progress, loss: float | None, speed: float, now: float):
+        left = duration(self._seconds_left(progress, now))
+        line = f"loss {'none' if loss is None else f'{loss:.3f}'}, {speed:,.0f} tokens/s"
+        # A bar without a total knows no end.
+        self.bar.set_postfix_str(line if self.total_steps is not None else f"{line}, {left} left")
         if self.bar.disable and now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
-            left = (now - self.started) / (step - self.start) * (self.config.max_steps - step)
-            place = f"step {step:,}/{self.config.max_steps:,}"
-            print(f"{place}  loss {loss}  {speed}  {duration(left)} left", flush=True)
+            self.say(f"{self._step(progress)}  {line}, {left} left")
 
-    def evaluated(self, step: int, validation_loss: float):
-        """Take in a validation loss."""
-        if self.active:
-            self.record({"step": step, "validation_loss": validation_loss})
-            self.say(f"step {step:,}/{self.config.max_steps:,}  validation loss {validation_loss:.3f}")
+    def _seconds_left(self, progress: Progress, now: float) -> float:
+        if self.total_hours is not None:
+            return max(0.0, 3600 * self.total_hours - (now - self.started))
+        assert self.total_steps is not None
+        first, done, end = (self.sizes.rows_before(step) for step in (self.start, progress.step, self.total_steps))
+        return (now - self.started) / (done - first) * (end - done)
+
+    def evaluated(self, progress: Progress, metrics: dict):
+        """Take in the metrics of an evaluation: numbers, or lists of them for the layers."""
+        if not self.active:
+            return
+        record = {"step": progress.step, **metrics}
+        line = f"{self._step(progress)}  "
+        if "validation_loss" in metrics:
+            record["validation_perplexity"] = perplexity(metrics["validation_loss"])
+            line += f"validation loss {metrics['validation_loss']:.3f}"
+        if metrics.get("validation_accuracy") is not None:
+            line += f", accuracy {metrics['validation_accuracy']:.1%}"
+        ranks = metrics.get("effective_rank")
+        if ranks:
+            line += f", effective rank of P {min(ranks):.1f} to {max(ranks):.1f}"
+        self._write(record)
+        self.say(line)
+        collapsed = [number for number, rank in enumerate(ranks or []) if rank < COLLAPSED]
+        if collapsed and self.luna_config.projection_length > 2:
+            self.say(
+                f"warning: slots have collapsed in layer{'s' if len(collapsed) > 1 else ''} "
+                f"{', '.join(map(str, collapsed))}: the effective rank of P is below {COLLAPSED} there"
+            )
 
     def untimed(self, work: Callable, *arguments):
         """Do something that is not training, such as an evaluation, without counting its time as training."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what is still to be done belongs to training
         started = time.perf_counter()
         result = work(*arguments)
         self.last_log += time.perf_counter() - started
         return result
 
     def say(self, line: str):
-        """Print a line above the progress bar."""
+        """Print a line above the progress bar. A run outlives the terminal that it was started from."""
         if self.active:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
-
-    def record(self, record: dict):
-        """Append a line to the metrics."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            with suppress(OSError):
+                tqdm.write(line, file=sys.stdout)
+                sys.stdout.flush()
 
     def close(self):
+        self._trackers.close()
         if self.active:
             self.bar.close()
 
-
-def read_metrics(path: Path) -> list[dict]:
-    """The records of a metrics file; a last line cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    def _write(self, record: dict):
+        """Add a record to the metrics and send it to the trackers, null where a number is not finite, which JSON does
+        not know. A disk that takes none does not end the run."""
+        record = {name: finite(value) for name, value in record.items()}
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+            self._file.append(record)
+            self._file_failed = False
+        except OSError as error:
+            if not self._file_failed:
+                self.say(f"warning: {self._file.path} cannot be written ({error}); metrics are kept in memory")
+            self._file_failed = True
+        self._trackers.log(record)
+
+    def _step(self, progress: Progress) -> str:
+        return f"step {progress.step:,}" + ("" if self.total_steps is None else f"/{self.total_steps:,}")
+
+
+def finite(value):
+    """A number, or None where it is not finite; a list of them for a list."""
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def perplexity(loss: float | None) -> float | None:
+    """The exponential of a loss in nats; None where there is none or it is too large for a number."""
+    return math.exp(loss) if loss is not None and abs(loss) < 700 else None

@@ -1,6 +1,6 @@
 """How far a run has come."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -9,16 +9,20 @@ class Progress:
 
     Args:
         step: steps done.
-        tokens: seen in them, padding left out.
+        tokens: seen in them, padding left out; as of the last step that was logged, as the following four.
+        labelled: tokens predicted.
         seconds: of training; evaluations and checkpoints are left out.
-        skipped, skipped_in_a_row: of them those that left the weights alone, as a number was not finite.
+        skipped, skipped_in_a_row: of the steps those that left the weights alone, as a number was not finite.
         best_step, best_loss: of the checkpoints evaluated at their own step, the one with the lowest validation loss.
+        tracker_ids: under which the run goes on at each tracker.
     """
 
     step: int = 0
     tokens: int = 0
+    labelled: int = 0
     seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
     best_step: int | None = None
     best_loss: float = float("inf")
+    tracker_ids: dict[str, str] = field(default_factory=dict)

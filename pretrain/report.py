@@ -1,6 +1,7 @@
 """What a run has to show: the picture of its curves, and what the model fills into masked sentences.
 
-`python pretrain/report.py RUN [RUN ...] --output FILE.png` draws the curves of several runs into one picture.
+`python pretrain/report.py RUN [RUN ...] --output FILE.png` draws the curves of several runs into one picture, also of
+runs that are not over.
 """
 
 import argparse
@@ -14,16 +15,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pretrain.curves import draw_curves
+from pretrain.curves import AXES, draw_curves
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.tokenizer import word_starts
 from pretrain.errors import UserError, report_user_errors
 from pretrain.files import make_folder, write_json
-from pretrain.monitoring import METRICS_FILE, read_metrics
+from pretrain.metrics import METRICS_FILE, read_metrics
 
 
 SUMMARY_FILE = "summary.json"
 CURVES_FILE = "curves.png"
+MAX_ROWS = 2000  # that are looked through for sentences
 
 
 class ReportError(UserError):
@@ -40,29 +42,44 @@ def report_run(
     entropy: float,
 ):
     """Write the summary and the picture of a finished run and print how it went."""
-    speeds = [record["tokens_per_second"] for record in read_metrics(run / METRICS_FILE) if "loss" in record]
+    metrics = read_metrics(run / METRICS_FILE)
     summary = {
         "validation_loss": validation_loss,
         "unigram_entropy": entropy,
-        "tokens_per_second": round(float(np.median(speeds))) if speeds else None,
         "parameters": model.num_parameters(),
+        **summarize(metrics),
     }
     write_json(run / SUMMARY_FILE, summary)
-    draw_curves({run.name: read_metrics(run / METRICS_FILE)}, run / CURVES_FILE, [entropy])
+    draw_curves({run.name: metrics}, run / CURVES_FILE, [entropy], axis="tokens")
     filled = fill_masked_sentences(model, tokenizer, rows)
     _print_report(run, model_folder, summary, filled, tokenizer.mask_token)
 
 
-def plot_runs(runs: list[Path], output: Path):
-    """Draw the curves of finished runs, and the unigram entropy of their validation data as a line."""
+def summarize(metrics: list[dict]) -> dict[str, float | None]:
+    """A run's metrics in a few numbers: medians of speeds, the last of what rises; None for what was not measured."""
+    summary: dict[str, float | None] = {}
+    for key in ("tokens_per_second", "tokens_per_second_per_device", "mfu", "data_wait_share", "padding_share"):
+        values = [record[key] for record in metrics if record.get(key) is not None]
+        median = float(np.median(values)) if values else None
+        summary[key] = median if median is None else round(median) if median > 10 else round(median, 4)
+    for key in ("validation_accuracy", "tokens", "labelled_tokens", "peak_memory_gib", "skipped_steps"):
+        summary[key] = next((record[key] for record in reversed(metrics) if record.get(key) is not None), None)
+    return summary
+
+
+def plot_runs(runs: list[Path], output: Path, axis: str = "tokens"):
+    """Draw the curves of runs, and the unigram entropy of those that are over as a line."""
     metrics, entropies = {}, []
     for run in runs:
         records = read_metrics(run / METRICS_FILE)
-        if not records or not (run / SUMMARY_FILE).exists():
-            raise ReportError(f"{run} holds no finished run: {METRICS_FILE} or {SUMMARY_FILE} is missing or empty.")
-        metrics[run.name if run.name not in metrics else str(run)] = records
-        entropies.append(json.loads((run / SUMMARY_FILE).read_text(encoding="utf-8"))["unigram_entropy"])
-    draw_curves(metrics, output, entropies)
+        if not records:
+            raise ReportError(f"{run} holds no run: {METRICS_FILE} is missing or empty.")
+        name = run.absolute().name
+        metrics[name if name not in metrics else str(run)] = records
+        if (run / SUMMARY_FILE).exists():
+            summary = json.loads((run / SUMMARY_FILE).read_text(encoding="utf-8"))
+            entropies.append(summary["unigram_entropy"])
+    draw_curves(metrics, output, entropies, axis)
 
 
 @dataclass(frozen=True)
@@ -78,14 +95,13 @@ class FilledSentence:
 def fill_masked_sentences(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: PackedRows, count: int = 5, guesses: int = 3
 ) -> list[FilledSentence]:
-    """Mask one word in sentences of as many validation documents, the same for each run on the same data."""
+    """Mask one word in sentences of as many validation rows, the same for each run on the same data."""
     model.eval()
-    filled = []
+    filled: list[FilledSentence] = []
     starts = word_starts(tokenizer)
     generator = np.random.default_rng(0)
-    for document in generator.permutation(len(rows.documents) - 1):
-        ids = rows.stream[rows.documents[document] : rows.documents[document + 1] - 1]
-        sentence = _pick_sentence(_decode(tokenizer, ids[:20_000]), generator)
+    for index in generator.choice(len(rows), size=min(len(rows), MAX_ROWS), replace=False):
+        sentence = _pick_sentence(_pieces(tokenizer, rows[np.array([index])].ids[0]), generator)
         if sentence is None:
             continue
         encoded = tokenizer(sentence, truncation=True, max_length=rows.max_length, return_tensors="pt")
@@ -111,9 +127,15 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids) -> str:
     return str(tokenizer.decode(ids))
 
 
-def _pick_sentence(text: str, generator: np.random.Generator) -> str | None:
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> list[str]:
+    """The texts of the documents, or of parts of them, that stand in a row between special tokens."""
+    places = np.flatnonzero(np.isin(ids, tokenizer.all_special_ids))
+    return [_decode(tokenizer, piece) for piece in np.split(ids, np.union1d(places, places + 1)) if len(piece) > 1]
+
+
+def _pick_sentence(texts: list[str], generator: np.random.Generator) -> str | None:
     """A sentence of 8 to 20 plain words."""
-    sentences = [piece.strip() for piece in re.split(r"(?<=[.!?])\s+", text)]
+    sentences = [piece.strip() for text in texts for piece in re.split(r"(?<=[.!?])\s+", text)]
     plain = [s for s in sentences if 8 <= len(s.split()) <= 20 and re.fullmatch(r"[A-Z][A-Za-z0-9 ,'-]+\.", s)]
     return str(generator.choice(plain)) if plain else None
 
@@ -135,11 +157,14 @@ def _pick_word(ids: torch.Tensor, tokenizer, starts: list[bool], generator: np.r
 def _print_report(run: Path, model_folder: Path, summary: dict, filled: list[FilledSentence], mask_token: str):
     gain = summary["unigram_entropy"] - summary["validation_loss"]
     verdict = f"{gain:.3f} nats below it: the model has learnt" if gain > 0 else f"{-gain:.3f} nats above it: not yet"
+    speed = f"{summary['tokens_per_second'] or 0:,} tokens/s"
+    if summary["mfu"] is not None:
+        speed += f", {summary['mfu']:.1%} of the peak of the hardware (MFU)"
     print(f"""
 Validation loss   {summary["validation_loss"]:.3f} nats per predicted token
 Unigram entropy   {summary["unigram_entropy"]:.3f} nats: what guessing by word frequency alone would reach
 That is           {verdict}
-Training speed    {summary["tokens_per_second"] or 0:,} tokens/s""")
+Training speed    {speed}""")
     if filled:
         print("\nMasked sentences from validation documents, and the model's first guesses:")
     for example in filled:
@@ -163,11 +188,12 @@ Load it:
 
 def main(arguments: list[str]):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--output", type=Path, required=True, help="the picture to write")
+    parser.add_argument("--over", choices=list(AXES), default="tokens", help="what the curves are drawn over")
     options = parser.parse_args(arguments)
     make_folder(options.output.parent, "--output")
-    plot_runs(options.runs, options.output)
+    plot_runs(options.runs, options.output, options.over)
     print(options.output)
 
 

@@ -11,7 +11,7 @@
 
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from pretrain.configuration import PretrainConfig, load_config
@@ -92,8 +92,10 @@ def pretrain(
     from pretrain.progress import Progress
     from pretrain.report import report_run
     from pretrain.stopping import StopRequest
+    from pretrain.trackers import check_installed
     from pretrain.training import Run, train
 
+    check_installed(config.trackers())
     main_process = accelerator.is_main_process
     prepared = prepare(config, quiet=not main_process)
     stop = StopRequest(deadline)
@@ -111,16 +113,18 @@ def pretrain(
         outbox.add_missing()
     checkpoint = checkpoints.find()
     if main_process:
-        print_plan(config, model, manifest, plan, accelerator, measure_row(model, training[0][0], accelerator))
+        seconds = measure_row(model, training[0][0], accelerator)
+        print_plan(config, model, manifest, plan, accelerator, seconds, config.max_steps)
     if checkpoint is not None:
         checkpoints.load_model(checkpoint, model)
     wrapped_model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
     progress = Progress() if checkpoint is None else checkpoints.load_state(checkpoint, wrapped_model, optimizer)
-    monitor = Monitor(config, progress.step, main_process)
+    monitor = Monitor(config, accelerator, wrapped_model, progress, manifest, config.max_steps)
     run = Run(
         accelerator, config, wrapped_model, optimizer, training, validation, checkpoints, monitor, progress, stop
     )
-    validation_loss = train(run)
+    with closing(monitor):
+        validation_loss = train(run)
 
     model_folder = checkpoints.save_model(wrapped_model, optimizer, progress)
     if main_process:

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -11,6 +12,7 @@ from pretrain.batches import EvaluationBatches, TrainingBatches
 from pretrain.checkpoints import Checkpoints, find_checkpoints
 from pretrain.configuration import PretrainConfig
 from pretrain.errors import Stopped, UserError
+from pretrain.health import packed_health
 from pretrain.monitoring import Monitor
 from pretrain.optimization import evaluate, learning_rate, optimizer_step, seed_step
 from pretrain.progress import Progress
@@ -40,6 +42,8 @@ class Run:
 def train(run: Run) -> float:
     """Train from the steps done to the end and return the validation loss there.
 
+    Nothing waits for the device but the steps that are logged, evaluations and checkpoints.
+
     Raises:
         DivergenceError: after `max_skipped_in_a_row` steps whose loss or gradient was not finite.
         Stopped: where a signal or `max_time` ends the run early, once there is a checkpoint.
@@ -49,43 +53,47 @@ def train(run: Run) -> float:
     if progress.step:
         monitor.say(f"Going on from step {progress.step:,} of {config.max_steps:,}")
     run.model.train()
-    started = time.perf_counter()
-    for step, micro_batches in enumerate(_batches(run), start=progress.step):
+    for step, (waited, micro_batches) in enumerate(_timed(_batches(run)), start=progress.step):
+        # Known two steps late, so that nothing has to wait for the device; by all processes at the same step.
+        stopping, skipped_in_a_row = monitor.totals.late_news()
+        _check_divergence(run, skipped_in_a_row)
+        done = step + 1 == config.max_steps
+        last = done or stopping
         rate = learning_rate(step, config)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         seed_step(config.seed, step, run.accelerator.process_index)
         result = optimizer_step(
-            run.accelerator, run.model, run.optimizer, micro_batches, config.max_grad_norm, run.stop.requested()
+            run.accelerator,
+            run.model,
+            run.optimizer,
+            micro_batches,
+            config.max_grad_norm,
+            stop=run.stop.requested(),
+            count_correct=last or monitor.logs(step + 1),
         )
         progress.step = step + 1
-        progress.tokens += result.tokens
-        progress.seconds += time.perf_counter() - started
-        progress.skipped += result.skipped
-        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
-        monitor.step_done(progress, result, rate)
-        _check_divergence(run)
+        monitor.step_done(progress, result, rate, waited, last)
+        _check_divergence(run, monitor.longest_skipped)
 
-        last = progress.step == config.max_steps
-        saving = last or result.stop or (config.save_steps and progress.step % config.save_steps == 0)
-        if last or (config.eval_steps and progress.step % config.eval_steps == 0):
-            validation_loss = monitor.untimed(evaluate, run.accelerator, run.model, run.validation)
+        saving = last or (config.save_steps and progress.step % config.save_steps == 0)
+        if done or (config.eval_steps and progress.step % config.eval_steps == 0):
+            metrics = monitor.untimed(evaluate, run.accelerator, run.model, run.validation)
+            validation_loss = metrics["validation_loss"]
             if saving and validation_loss < progress.best_loss:
                 progress.best_step, progress.best_loss = progress.step, validation_loss
-            monitor.evaluated(progress.step, validation_loss)
+            health = monitor.untimed(packed_health, run.model, run.validation[0], run.accelerator)
+            monitor.evaluated(progress, metrics | health)
         if saving:
-            metrics = {"steps": progress.step, "validation_loss": validation_loss}
-            monitor.untimed(run.checkpoints.save, run.model, run.optimizer, progress, metrics)
-        started = time.perf_counter()
-        if result.stop and not last:
-            monitor.close()
+            summary = {"steps": progress.step, "validation_loss": validation_loss}
+            monitor.untimed(run.checkpoints.save, run.model, run.optimizer, progress, summary)
+        if stopping and not done:
             raise Stopped(
                 f"Stopped at step {progress.step:,} of {config.max_steps:,} with a checkpoint. "
                 "The same command goes on from it."
             )
-    monitor.close()
     if validation_loss is None:  # there was nothing left to do
-        validation_loss = evaluate(run.accelerator, run.model, run.validation)
+        validation_loss = evaluate(run.accelerator, run.model, run.validation)["validation_loss"]
     return validation_loss
 
 
@@ -101,12 +109,24 @@ def _batches(run: Run) -> DataLoader:
     )
 
 
-def _check_divergence(run: Run):
-    if run.progress.skipped_in_a_row < run.config.max_skipped_in_a_row:
+def _timed(batches: Iterable) -> Iterator[tuple[float, list[dict]]]:
+    """Each item with the seconds that it was waited for."""
+    iterator = iter(batches)
+    while True:
+        started = time.perf_counter()
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        yield time.perf_counter() - started, batch
+
+
+def _check_divergence(run: Run, skipped_in_a_row: int):
+    if skipped_in_a_row < run.config.max_skipped_in_a_row:
         return
     good = find_checkpoints(run.checkpoints.folder)
     raise DivergenceError(
-        f"{run.progress.skipped_in_a_row} steps in a row had a loss or gradient that was not finite. "
+        f"{skipped_in_a_row} steps in a row had a loss or gradient that was not finite. "
         + (f"The last good checkpoint is {good[-1]}. " if good else "There is no checkpoint yet. ")
         + "Lower the learning_rate or lengthen the warm-up."
     )

@@ -357,6 +357,17 @@ def test_max_length_that_is_too_small(tiny_model: Callable):
         tiny_model()(torch.arange(5, 14).unsqueeze(0), cu_seq_lens_q=torch.tensor([0, 5, 9]), max_length_q=4)
 
 
+def test_number_of_tokens_changes_nothing_and_is_checked(tiny_model: Callable):
+    batch = {"input_ids": torch.arange(5, 17).view(2, 6), "attention_mask": torch.ones(2, 6)}
+    batch["attention_mask"][0, 4:] = 0
+    batch |= {"cu_seq_lens_q": torch.tensor([0, 2, 6, 9, 12]), "max_length_q": 3}
+    model = tiny_model()
+    expected = model(**batch).last_hidden_state
+    assert torch.equal(model(**batch, num_tokens=10).last_hidden_state, expected)
+    with pytest.raises(ValueError, match="num_tokens or num_predicted is 9, but the batch has 10"):
+        model(**batch, num_tokens=9)
+
+
 def test_a_document_longer_than_the_positions(tiny_model: Callable):
     input_ids = torch.full((1, 40), 5)
     with pytest.raises(ValueError, match=r"more tokens than max_position_embeddings \(32\)"):

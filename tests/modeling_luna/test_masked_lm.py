@@ -55,6 +55,14 @@ def test_num_items_in_batch_divides_the_sum(tiny_model: Callable, batch: dict, s
     torch.testing.assert_close(model(**batch, num_items_in_batch=count).loss, model(**batch).loss * 5 / 20)
 
 
+def test_number_of_predictions_changes_nothing_and_is_checked(tiny_model: Callable, batch: dict):
+    model = tiny_model(LunaForMaskedLM, sparse_prediction=True)
+    outputs, expected = model(**batch, num_predicted=5), model(**batch)
+    assert torch.equal(outputs.loss, expected.loss) and torch.equal(outputs.logits, expected.logits)
+    with pytest.raises(ValueError, match="num_predicted is 4, but the batch has 5"):
+        model(**batch, num_predicted=4)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_accumulated_gradients_equal_those_of_the_whole_batch(tiny_model: Callable, batch: dict, sparse: bool):
     model = tiny_model(LunaForMaskedLM, sparse_prediction=sparse)

@@ -203,12 +203,27 @@ def test_the_usage_where_no_file_is_named(arguments: list[str]) -> None:
         ("--on_bad_record ignore", "on_bad_record is 'ignore': it must be one of ('error', 'skip')."),
         ("--tokenizer_train_megabytes 0", "tokenizer_train_megabytes is 0: it must be at least 1."),
         ("--documents page", "python-docs: documents is 'page', but must be one of 'auto', 'line', "),
+        ("--report_to none", "report_to is 'none': it must be one or several of tensorboard, trackio, wandb."),
+        ("--report_to wandb [wandb]", "report_to is ['wandb', ['wandb']]: it must be one or several of tensorboard"),
+        ("--project ''", "project is '': it must not be empty."),
         ("--data []", "data: name at least one source."),
         ("--data a.txt [b.txt]", "data: ['b.txt'] is neither a path nor a mapping with the key 'path'."),
     ],
 )
 def test_values_that_make_no_sense(file: Path, arguments: str, message: str) -> None:
     assert error_of(file, arguments=arguments).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "trackers"),
+    [
+        ("", []),
+        ("--report_to wandb", ["wandb"]),
+        ("--report_to trackio tensorboard trackio", ["trackio", "tensorboard"]),
+    ],
+)
+def test_trackers_are_one_or_several(file: Path, arguments: str, trackers: list[str]) -> None:
+    assert load(file, arguments=arguments).trackers() == trackers
 
 
 @pytest.mark.parametrize(

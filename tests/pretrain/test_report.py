@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
+from pretrain.curves import Curves
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.prepare import prepare, read_manifest
@@ -57,6 +58,28 @@ def test_curves_of_several_runs(run: Callable, script: Callable, tmp_path: Path)
     assert output.strip() == str(picture)
     assert png_size(picture) == png_size(folders[0] / "curves.png")
     assert picture.read_bytes() != (folders[0] / "curves.png").read_bytes()
+
+
+def test_curves_are_drawn_over_tokens_or_steps(run: Callable, script: Callable, tmp_path: Path):
+    folder, picture = run("first"), tmp_path / "curves.png"
+    pictures = []
+    for axis in ("tokens", "step"):
+        code, _, errors = script("pretrain/report.py", folder, "--output", picture, "--over", axis)
+        assert code == 0, errors
+        pictures.append(picture.read_bytes())
+    assert pictures[0] == (folder / "curves.png").read_bytes() != pictures[1]  # the report's is over tokens
+
+    metrics = folder / "metrics.jsonl"
+    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    points = Curves(records, "tokens", "first").points("validation_loss")
+    tokens = {record["step"]: record["tokens"] for record in records if "tokens" in record}
+    assert points == ([tokens[3], tokens[6]], [r["validation_loss"] for r in records if "validation_loss" in r])
+    assert Curves(records, "step", "first").points("effective_rank")[0] == [3, 6]
+
+    # The metrics of an older release hold no tokens.
+    metrics.write_text('{"step": 1, "loss": 2.0}\n', encoding="utf-8")
+    code, _, errors = script("pretrain/report.py", folder, "--output", picture)
+    assert code == 2 and "draw them with `--over step`" in errors
 
 
 def test_folder_without_a_run_cannot_be_drawn(run: Callable, script: Callable, tmp_path: Path):

@@ -1,0 +1,110 @@
+"""The metrics of a run as JSON lines, each step at most once, whatever happened to the run."""
+
+import json
+import os
+from collections import deque
+from pathlib import Path
+
+
+METRICS_FILE = "metrics.jsonl"
+BLOCK = 2**16  # bytes read at once from the end
+MAX_WAITING = 10_000  # lines kept in memory while the disk takes none
+
+
+class MetricsFile:
+    """Appends records to a file, each line in one write.
+
+    There are two kinds of records: of training (they hold `loss`) and of evaluations. Steps rise from line to line.
+
+    Args:
+        path: of the file.
+        step: steps that are done. The records of later steps, which will be done again, and a last line that a crash
+            has cut are taken off the end of the file, which takes no longer where the file is long.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        self.last: dict[str, int] = {}  # the last step of each kind
+        self.dropped: dict[str, int] = {}  # the last step of each kind that was taken off
+        self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
+        self._drop_after(step)
+
+    def append(self, record: dict):
+        """Write a record, unless there is one of its kind for this step or a later one.
+
+        Raises:
+            OSError: where it cannot be written; then it is written together with the next one.
+        """
+        kind = kind_of(record)
+        if self.last.get(kind, -1) >= record["step"]:
+            return
+        self.last[kind] = record["step"]
+        self._waiting.append(json.dumps(record).encode() + b"\n")
+        lines = b"".join(self._waiting)
+        with open(self.path, "ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                written = file.write(lines)
+            except OSError:
+                file.truncate(end)
+                raise
+            if written < len(lines):  # the disk took a part of a line
+                file.truncate(end)
+                raise OSError(f"{self.path}: only {written} of {len(lines)} bytes could be written")
+        self._waiting.clear()
+
+    def _drop_after(self, step: int):
+        if not self.path.exists():
+            return
+        with open(self.path, "r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            for start, line in _lines_from_end(file):
+                record = _parse(line) if line.endswith(b"\n") else None
+                if record is None or record["step"] > step:
+                    end = start
+                    if record is not None:
+                        self.dropped.setdefault(kind_of(record), record["step"])
+                elif record["step"] == step:
+                    self.last[kind_of(record)] = step
+                else:
+                    break
+            file.truncate(end)
+
+
+def _lines_from_end(file):
+    """Each line of a binary file with its place, from the last one to the first."""
+    start = file.seek(0, os.SEEK_END)
+    rest = b""
+    while start > 0:
+        size = min(BLOCK, start)
+        start = file.seek(start - size)
+        rest = file.read(size) + rest
+        lines = rest.splitlines(keepends=True)
+        rest = lines[0]
+        end = start + sum(map(len, lines))
+        for line in reversed(lines[1:]):
+            end -= len(line)
+            yield end, line
+    if rest:
+        yield 0, rest
+
+
+def _parse(line: bytes) -> dict | None:
+    """The record of a line, or None where the line is damaged."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def kind_of(record: dict) -> str:
+    """`training` or `evaluation`."""
+    return "training" if "loss" in record else "evaluation"
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The records of a metrics file; damaged lines, such as a last one cut by a crash, are left out."""
+    if not path.exists():
+        return []
+    return [record for line in path.read_bytes().splitlines() if (record := _parse(line)) is not None]
