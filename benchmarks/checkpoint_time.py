@@ -17,7 +17,7 @@ from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import train_tokenizer
 from pretrain.launch import start_accelerator
 from pretrain.model import build_model
-from pretrain.optimization import build_optimizer
+from pretrain.optimizers import build_optimizer
 from pretrain.progress import Progress
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
+from pretrain.averaging import WeightAverage
 from pretrain.configuration import PretrainConfig
 from pretrain.errors import Stopped, UserError, is_lost_process
 from pretrain.files import make_folder, remove_folder, write_folder, write_json, write_text
@@ -34,14 +35,16 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training_state"
 OPTIMIZER_FILE = "optimizer.safetensors"
+AVERAGE_FILE = "average.safetensors"
 BLOCK = 2**24  # bytes read at once
 PROGRESS_FILE = "progress.json"
 STATUS_FILE = "status.json"
 # Keys that decide what a step computes; a run that goes on with others would not be the same run.
 FIXED = (
     "data", "text_column", "documents", "validation_share", "tokenizer", "vocab_size", "packing", "max_length",
-    "model_config", "model", "mask_probability", "whole_word_masking", "seed", "batch_size",
-    "batch_size_start", "batch_size_ramp_steps",
+    "model_config", "model", "init_from", "masking", "mask_probability", "mask_probability_end",
+    "mask_probability_steps", "mean_span_length", "seed", "batch_size", "batch_size_start", "batch_size_ramp_steps",
+    "optimizer", "weight_averaging", "averaging_decay", "averaging_start_step", "averaging_interval",
 )  # fmt: skip
 
 
@@ -108,11 +111,6 @@ class Checkpoints:
                 f"{folder} was trained on other data or with another tokenizer ({state['fingerprint']}, now "
                 f"{self.fingerprint}): name another --output_dir to start anew."
             )
-        if state["progress"]["step"] > self.config.max_steps:
-            raise ResumeError(
-                f"{folder} has done {state['progress']['step']} steps, more than max_steps ({self.config.max_steps}): "
-                "raise it, or name another --output_dir."
-            )
 
     def load_model(self, folder: Path, model: LunaForMaskedLM):
         """Set the weights of a model that is not wrapped yet."""
@@ -123,24 +121,34 @@ class Checkpoints:
                 raise ResumeError(f"{folder} is of another model: {name} {found}, not {tuple(parameter.shape)}.")
             parameter.data.copy_(tensors[name])
 
-    def load_state(self, folder: Path, model: nn.Module, optimizer) -> Progress:
-        """Set the states of the wrapped model and its optimiser."""
+    def load_state(self, folder: Path, model: nn.Module, optimizer, average: WeightAverage | None) -> Progress:
+        """Set the states of the wrapped model, its optimiser and its average."""
         load_masters(self.accelerator, model, load_file(folder / WEIGHTS))
         load_moments(self.accelerator, model, optimizer, load_file(folder / TRAINING_STATE / OPTIMIZER_FILE))
+        if average is not None and (path := folder / TRAINING_STATE / AVERAGE_FILE).exists():
+            average.load_state(load_file(path))
         return Progress(**read_state(folder)["progress"])
 
-    def save(self, model: nn.Module, optimizer, progress: Progress, metrics: dict):
+    def save(
+        self, model: nn.Module, optimizer, progress: Progress, metrics: dict, average: WeightAverage | None = None
+    ):
         """Write the checkpoint of the steps done, then delete those that are not to be kept.
+
+        Its model has the weights that are trained; an average of them is part of the training state.
 
         Raises:
             OSError: on every process, where the main one cannot write.
         """
-        weights, moments = self._collect(model, optimizer)
+        weights = self._collect(whole_weights(self.accelerator, model))
+        states = {OPTIMIZER_FILE: self._collect(whole_moments(self.accelerator, model, optimizer))}
+        if average is not None and average.count:
+            states[AVERAGE_FILE] = self._collect(average.state())
 
         def fill(folder: Path):
             self._write_model(folder, weights, progress)
             (folder / TRAINING_STATE).mkdir()
-            save_file(moments, folder / TRAINING_STATE / OPTIMIZER_FILE)
+            for name, tensors in states.items():
+                save_file(tensors, folder / TRAINING_STATE / name)
             state = {"progress": dataclasses.asdict(progress), "fingerprint": self.fingerprint, **metrics}
             write_json(folder / TRAINING_STATE / PROGRESS_FILE, state | {"files": digests(folder)})
 
@@ -149,10 +157,10 @@ class Checkpoints:
             for old in self._superfluous(progress):
                 remove_folder(old)
 
-    def save_model(self, model: nn.Module, optimizer, progress: Progress) -> Path:
-        """Write the finished model alone, to `output_dir/model`."""
-        weights, _ = self._collect(model, None)
-        return self._write("model", lambda folder: self._write_model(folder, weights, progress))
+    def save_model(self, model: nn.Module, progress: Progress, averaged: bool = False) -> Path:
+        """Write the finished model alone, to `output_dir/model`; `averaged` where its weights are an average."""
+        weights = self._collect(whole_weights(self.accelerator, model))
+        return self._write("model", lambda folder: self._write_model(folder, weights, progress, averaged))
 
     def _write(self, name: str, fill: Callable[[Path], None]) -> Path:
         """Let the main process write a folder below `output_dir`, and queue it for the Hub."""
@@ -162,17 +170,13 @@ class Checkpoints:
             self.outbox.add(folder)
         return folder
 
-    def _collect(self, model: nn.Module, optimizer) -> tuple[dict, dict]:
-        """Gather what is to be written; the main process alone keeps it."""
-        weights, moments = {}, {}
-        for name, tensor in whole_weights(self.accelerator, model):
+    def _collect(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What is to be written. All processes take part in gathering it; the main one alone keeps it."""
+        kept = {}
+        for name, tensor in tensors:
             if self.accelerator.is_main_process:
-                weights[name] = tensor
-        if optimizer is not None:
-            for name, tensor in whole_moments(self.accelerator, model, optimizer):
-                if self.accelerator.is_main_process:
-                    moments[name] = tensor.contiguous()
-        return weights, moments
+                kept[name] = tensor.contiguous()
+        return kept
 
     def _on_main_process(self, work: Callable[[], None]):
         """Let the main process work; all end with its error, none waits for ever."""
@@ -194,10 +198,10 @@ class Checkpoints:
         kept = {progress.best_step}
         return [path for path in old if (step := _step(path)) not in kept and not (every and step % every == 0)]
 
-    def _write_model(self, folder: Path, weights: dict[str, torch.Tensor], progress: Progress):
-        self.shell.save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in weights.items()})
+    def _write_model(self, folder: Path, weights: dict[str, torch.Tensor], progress: Progress, averaged: bool = False):
+        self.shell.save_pretrained(folder, state_dict=weights)
         self.tokenizer.save_pretrained(folder)
-        write_card(folder, self.shell, self.origin, progress)
+        write_card(folder, self.shell, self.origin, progress, averaged)
 
 
 def read_state(folder: Path) -> dict:

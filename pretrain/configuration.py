@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 # What a saved configuration holds besides the fields of the model.
 IGNORED_MODEL_KEYS = ("architectures", "auto_map", "dtype", "model_type", "transformers_version")
 TRACKERS = ("tensorboard", "trackio", "wandb")
+CHOICES = {
+    "masking": ("token", "whole_word", "span"),
+    "lr_scheduler_type": ("linear", "cosine", "trapezoidal"),
+    "optimizer": ("adamw", "stable_adamw"),
+    "mixed_precision": (None, "no", "bf16"),
+    "weight_averaging": (None, "exponential", "stage"),
+    "on_bad_checkpoint": ("error", "previous"),
+}
+# The length of a run, of its warm-up and of its decay in each unit.
+LENGTH_KEYS = {
+    "steps": ("max_steps", "warmup_steps", "decay_steps"),
+    "tokens": ("max_tokens", "warmup_tokens", "decay_tokens"),
+    "hours": ("max_train_hours", "warmup_hours", "decay_hours"),
+}
 TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -67,24 +82,47 @@ class PretrainConfig:
     tokenizer_train_megabytes: int = 200  # of text that a tokenizer is trained on, sampled from all of it
     max_length: int = 512
 
-    # Model: fields of `LunaConfig`, on top of a JSON file of them where one is named.
+    # Model: fields of `LunaConfig`, on top of a JSON file of them where one is named. `init_from` is a model to start
+    # from, a folder or an id of the Hub (with `@REVISION` if need be). It gives the architecture and, where none is
+    # named, the tokenizer; `model` may change what `pretrain.saved_model.CHANGEABLE` lists, and positions are added
+    # where `max_length` asks for them.
     model_config: str | None = None
     model: dict = dataclasses.field(default_factory=dict)
+    init_from: str | None = None
     attn_implementation: str | None = None
 
-    # Objective.
+    # Objective: what is chosen ("token", "whole_word" or "span": one to ten whole words, `mean_span_length` on
+    # average), and what share of the tokens. With `mask_probability_end` the share goes there in a straight line over
+    # `mask_probability_steps`, or over the run.
+    masking: str = "token"
     mask_probability: float = 0.15
-    whole_word_masking: bool = False
+    mask_probability_end: float | None = None
+    mask_probability_steps: int | None = None
+    mean_span_length: float = 3.0
+
+    # Length of the run and of its schedule: in steps, in tokens (places of rows, padding included) or in hours of
+    # training. One of the max_* is needed; warm-up and decay are in the same unit. Without them the warm-up takes 6 %
+    # of the run, and the decay of the trapezoidal schedule 10 %.
+    max_steps: int | None = None
+    warmup_steps: int | None = None
+    decay_steps: int | None = None
+    max_tokens: int | None = None
+    warmup_tokens: int | None = None
+    decay_tokens: int | None = None
+    max_train_hours: float | None = None
+    warmup_hours: float | None = None
+    decay_hours: float | None = None
+    lr_scheduler_type: str = "linear"  # or "cosine", "trapezoidal"
+    learning_rate: float = 6e-4
+    min_learning_rate: float = 0.0
 
     # Optimisation: the paper's appendix.
     seed: int = 0
-    max_steps: int = 1000
     batch_size: int = 256
     batch_size_start: int | None = None  # rows of the first steps, which rise to batch_size ...
     batch_size_ramp_steps: int = 0  # ... over so many
     per_device_train_batch_size: int | None = None  # rows that a process takes at once, at most; null: all its share
-    learning_rate: float = 6e-4
-    warmup_steps: int = 100
+    optimizer: str = "adamw"  # or "stable_adamw"
     adam_beta1: float = 0.9
     adam_beta2: float = 0.98
     adam_epsilon: float = 1e-6
@@ -93,6 +131,13 @@ class PretrainConfig:
     mixed_precision: str | None = None
     gradient_checkpointing: bool = False
     max_skipped_in_a_row: int = 10
+
+    # A second set of weights, averaged at each `averaging_interval` steps from `averaging_start_step` on:
+    # "exponential" with `averaging_decay`, or "stage", the plain mean.
+    weight_averaging: str | None = None
+    averaging_decay: float = 0.999
+    averaging_start_step: int = 0
+    averaging_interval: int = 1
 
     # What is written, in steps. Of the checkpoints the newest `save_total_limit`, those at multiples of `keep_every`
     # and the one with the lowest validation loss at its own step stay.
@@ -195,25 +240,26 @@ class PretrainConfig:
         from pretrain.data.tokenizer import SMALLEST_VOCABULARY
 
         for key in (
-            "vocab_size", "tokenizer_train_megabytes", "max_steps", "batch_size", "logging_steps",
+            "vocab_size", "tokenizer_train_megabytes", "batch_size", "logging_steps", "averaging_interval",
             "max_skipped_in_a_row",
         ):  # fmt: skip
             self._require(key, getattr(self, key) >= 1, "must be at least 1")
         for key in (
-            "warmup_steps", "eval_steps", "save_steps", "dataloader_num_workers", "weight_decay",
-            "batch_size_ramp_steps",
+            "eval_steps", "save_steps", "dataloader_num_workers", "weight_decay", "min_learning_rate",
+            "batch_size_ramp_steps", "averaging_start_step",
         ):  # fmt: skip
             self._require(key, getattr(self, key) >= 0, "must not be negative")
         for key in (
             "num_proc", "max_eval_rows", "save_total_limit", "keep_every", "batch_size_start",
-            "per_device_train_batch_size", "hub_max_waiting",
+            "per_device_train_batch_size", "hub_max_waiting", "mask_probability_steps",
         ):  # fmt: skip
             self._require(key, getattr(self, key) is None or getattr(self, key) >= 1, "must be at least 1, or null")
         for key in ("learning_rate", "max_grad_norm", "adam_epsilon"):
-            self._require(key, getattr(self, key) > 0, "must be above 0")
-        for key in ("mask_probability", "validation_share"):
-            self._require(key, 0 < getattr(self, key) < 1, "must lie between 0 and 1")
-        for key in ("adam_beta1", "adam_beta2"):
+            self._require(key, 0 < getattr(self, key) < math.inf, "must be above 0")
+        for key in ("mask_probability", "mask_probability_end", "validation_share"):
+            value = getattr(self, key)
+            self._require(key, value is None or 0 < value < 1, "must lie between 0 and 1")
+        for key in ("adam_beta1", "adam_beta2", "averaging_decay"):
             self._require(key, 0 <= getattr(self, key) < 1, "must be at least 0 and below 1")
         if self.tokenizer is None:
             self._require(
@@ -223,14 +269,18 @@ class PretrainConfig:
             )
         self._require("max_length", self.max_length >= 8, "must be at least 8")
         self._require("seed", 0 <= self.seed < 2**63, "must be at least 0 and below 2**63")
-        self._require("warmup_steps", self.warmup_steps <= self.max_steps, f"exceeds max_steps ({self.max_steps})")
         self._require("packing", self.packing in PACKINGS, f"must be one of {PACKINGS}")
         self._require("on_bad_record", self.on_bad_record in ON_BAD_RECORD, f"must be one of {ON_BAD_RECORD}")
-        choices = (None, "no", "bf16")
-        self._require("mixed_precision", self.mixed_precision in choices, f"must be one of {choices[1:]}")
+        for key, choices in CHOICES.items():
+            words = ", ".join("null" if choice is None else repr(choice) for choice in choices)
+            self._require(key, getattr(self, key) in choices, f"must be one of {words}")
+        self._require("mean_span_length", 1 <= self.mean_span_length <= 5, "must lie between 1 and 5")
         self._require(
-            "on_bad_checkpoint", self.on_bad_checkpoint in ("error", "previous"), "must be 'error' or 'previous'"
+            "min_learning_rate",
+            self.min_learning_rate <= self.learning_rate,
+            f"must not exceed learning_rate ({self.learning_rate})",
         )
+        self._validate_length()
         self._require(
             "batch_size_start",
             self.batch_size_start is None or self.batch_size_start <= self.batch_size,
@@ -244,7 +294,51 @@ class PretrainConfig:
         if self.push_to_hub is not None:
             self._validate_repository(self.push_to_hub)
         check_weights([source.weight for source in self.sources()])
-        self.luna_config(vocab_size=None if self.tokenizer else self.vocab_size)
+        if self.init_from is None:
+            self.luna_config(vocab_size=None if self.tokenizer else self.vocab_size)
+        else:
+            self._require("model_config", self.model_config is None, "must be null where init_from gives the model")
+
+    def _validate_length(self):
+        units = [unit for unit, keys in LENGTH_KEYS.items() if getattr(self, keys[0]) is not None]
+        if len(units) != 1:
+            given = ", ".join(LENGTH_KEYS[unit][0] for unit in units) or "none"
+            raise ConfigurationError(
+                f"The run needs one of max_steps, max_tokens and max_train_hours; given: {given}. The command line "
+                "takes a key of the file back with `--KEY null`."
+            )
+        for unit, keys in LENGTH_KEYS.items():
+            for key in keys:
+                value = getattr(self, key)
+                self._require(key, value is None or 0 <= value < math.inf, "must not be negative")
+                self._require(
+                    key, value is None or unit == units[0], f"must be null, as the run's length is in {units[0]}"
+                )
+        self._require(
+            "averaging_start_step",
+            self.max_steps is None or self.averaging_start_step <= self.max_steps,
+            f"exceeds max_steps ({self.max_steps})",
+        )
+        end, warmup, decay = LENGTH_KEYS[units[0]]
+        self._require(end, getattr(self, end) > 0, "must be above 0")
+        for key in (warmup, decay):
+            value = getattr(self, key)
+            self._require(key, value is None or value <= getattr(self, end), f"exceeds {end} ({getattr(self, end)})")
+        self._require(
+            decay,
+            getattr(self, decay) is None or self.lr_scheduler_type == "trapezoidal",
+            "must be null, as only the trapezoidal schedule has a decay of its own",
+        )
+        self._require(
+            "mask_probability_end",
+            self.mask_probability_end is None or units[0] != "hours" or self.mask_probability_steps is not None,
+            "needs mask_probability_steps where the length is in hours: masks must not depend on the clock",
+        )
+        self._require(
+            "mask_probability_steps",
+            self.mask_probability_steps is None or self.mask_probability_end is not None,
+            "must be null without mask_probability_end",
+        )
 
     def trackers(self) -> list[str]:
         """`report_to` as a list, each tracker once."""

@@ -21,6 +21,7 @@ class Totals:
         skipped: steps that left the weights alone.
         skipped_in_a_row: the series that ends with the last step, wherever it began.
         longest_skipped: the longest series that ended in these steps or goes on.
+        seconds: of training before the last step.
     """
 
     loss: float | None
@@ -33,6 +34,7 @@ class Totals:
     skipped: int
     skipped_in_a_row: int
     longest_skipped: int
+    seconds: float
 
 
 class DeviceTotals:
@@ -59,28 +61,30 @@ class DeviceTotals:
         self.counts = self.counts + torch.stack(counts)
         self.in_a_row = (self.in_a_row + 1) * skipped
         self.longest = torch.maximum(self.longest, self.in_a_row)
-        self._sent.append(send_to_host(torch.stack([result.stops, self.longest])))
+        self._sent.append(send_to_host(torch.stack([result.stops, self.longest, result.microseconds])))
 
-    def late_news(self) -> tuple[bool, int]:
-        """Whether some process had asked to end the run by the step before the last, and the longest series of skipped
-        steps until then.
+    def late_news(self) -> tuple[bool, int, float]:
+        """Whether some process had asked to end the run by the step before the last, the longest series of skipped
+        steps until then, and the seconds of training before it.
 
         The same on all processes. The device has the last step to work on meanwhile, so that it does not run dry.
         """
         if len(self._sent) < 2:
-            return False, 0
+            return False, 0, 0.0
         numbers, arrival = self._sent.popleft()
         if arrival is not None:
             arrival.synchronize()
-        stops, longest = numbers.numpy()
-        return bool(stops > 0), int(longest)
+        stops, longest, microseconds = numbers.numpy()
+        return bool(stops > 0), int(longest), microseconds / 1e6
 
     def read(self, last: StepResult) -> Totals:
         """Wait for the device, and begin anew; a series of skipped steps goes on."""
         correct = torch.full_like(self.loss, math.nan) if last.correct is None else last.correct.float()
         loss, gradient_norm, correct = torch.stack([self.loss, last.gradient_norm.float(), correct]).tolist()
-        integers = torch.cat([self.counts, torch.stack([self.in_a_row, self.longest, last.labelled])])
-        tokens, places, labelled, rows, skipped, in_a_row, longest, last_labelled = integers.tolist()
+        integers = torch.cat(
+            [self.counts, torch.stack([self.in_a_row, self.longest, last.labelled, last.microseconds])]
+        )
+        tokens, places, labelled, rows, skipped, in_a_row, longest, last_labelled, microseconds = integers.tolist()
         trained = self.steps - skipped
         self.steps = 0
         self.loss, self.counts = torch.zeros_like(self.loss), torch.zeros_like(self.counts)
@@ -96,6 +100,7 @@ class DeviceTotals:
             skipped=skipped,
             skipped_in_a_row=in_a_row,
             longest_skipped=longest,
+            seconds=microseconds / 1e6,
         )
 
 

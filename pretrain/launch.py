@@ -40,11 +40,24 @@ def start_accelerator(config: PretrainConfig) -> Accelerator:
                 f"The launcher asks for {wanted.value}, but accelerate runs {accelerator.distributed_type.value}: use "
                 "a file of configs/accelerate/ with at least two processes."
             )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _refuse_under_deepspeed(config)
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ConfigurationError(
             f"The launcher asks for mixed_precision {accelerator.mixed_precision}: only bf16 and no are supported."
         )
     return accelerator
+
+
+def _refuse_under_deepspeed(config: PretrainConfig):
+    """What needs whole parameters, which ZeRO flattens and partitions."""
+    able = {"optimizer": "adamw", "weight_averaging": None}
+    refused = [f"{key} {getattr(config, key)}" for key, value in able.items() if getattr(config, key) != value]
+    if refused:
+        raise ConfigurationError(
+            f"DeepSpeed cannot do {' and '.join(refused)}: leave it out, or launch with "
+            "configs/accelerate/fsdp2.yaml, which shards the model, too."
+        )
 
 
 def _prepare_for_cpu(world_size: int) -> list[InitProcessGroupKwargs]:

@@ -14,6 +14,7 @@ from huggingface_hub.constants import REPOCARD_NAME
 from transformers import PreTrainedModel
 
 import modeling_luna
+from pretrain.batches import BatchSizes
 from pretrain.configuration import PretrainConfig
 from pretrain.curves import draw_curves
 from pretrain.hardware import describe_hardware
@@ -21,6 +22,7 @@ from pretrain.metrics import METRICS_FILE, read_metrics
 from pretrain.monitoring import duration
 from pretrain.progress import Progress
 from pretrain.report import CURVES_FILE
+from pretrain.schedules import Schedule
 
 
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "safetensors")
@@ -29,8 +31,9 @@ NOT_OF_THE_RECIPE = (
     "output_dir", "data", "text_column", "documents", "on_bad_record", "prepared_dir", "num_proc", "model",
     "model_config", "logging_steps", "eval_steps", "save_steps", "save_total_limit", "keep_every", "on_bad_checkpoint",
     "max_time", "dataloader_num_workers", "push_to_hub", "hub_private_repo", "hub_overwrite", "hub_wait",
-    "hub_max_waiting", "language", "license",
+    "hub_max_waiting", "language", "license", "report_to", "project",
 )  # fmt: skip
+AVERAGED = "averaged_"
 CITATION = """@inproceedings{ma2021luna,
   title     = {Luna: Linear Unified Nested Attention},
   author    = {Ma, Xuezhe and Kong, Xiang and Wang, Sinong and Zhou, Chunting and May, Jonathan and Ma, Hao and
@@ -66,13 +69,18 @@ class Origin:
         return cls(config, data, describe_hardware(accelerator), precision, _launch(accelerator))
 
 
-def write_card(folder: Path, model: PreTrainedModel, origin: Origin, progress: Progress):
+def write_card(folder: Path, model: PreTrainedModel, origin: Origin, progress: Progress, averaged: bool = False):
     """Write the card and the picture of a model with so many steps done into its folder.
 
     The metrics are those of the run's file up to these steps.
+
+    Args:
+        averaged: whether its weights are an average, whose evaluations then count.
     """
     metrics = read_metrics(Path(origin.config.output_dir) / METRICS_FILE)
     metrics = [record for record in metrics if record["step"] <= progress.step]
+    if averaged:
+        metrics = [_of_average(record) for record in metrics]
     draw_curves({_name(origin.config): metrics}, folder / CURVES_FILE, [_entropy(origin)])
     ModelCard(model_card(model, origin, progress, metrics)).save(folder / REPOCARD_NAME)
 
@@ -80,13 +88,14 @@ def write_card(folder: Path, model: PreTrainedModel, origin: Origin, progress: P
 def model_card(model: PreTrainedModel, origin: Origin, progress: Progress, metrics: list[dict]) -> str:
     """The card's text."""
     config = origin.config
-    over = progress.step >= config.max_steps
+    schedule = Schedule.from_config(config, BatchSizes.from_config(config))
+    over = schedule.finished(progress.step, progress.seconds)
     introduction = (
         f"A [Luna](https://arxiv.org/abs/2106.01540) encoder of {model.num_parameters():,} parameters, pretrained by "
         "masked language modelling. Luna's attention packs the tokens of a row into a few slots and unpacks them "
         "again, so that time and memory grow linearly with the length of the row.\n\n"
         f"This is {'the finished model, after' if over else 'a checkpoint of a run that was not over, after'} "
-        f"{progress.step:,} of {config.max_steps:,} steps."
+        f"{schedule.place(progress.step)} steps."
     )
     sections = {
         "Use": _usage(config, progress),
@@ -255,6 +264,12 @@ def _sources(origin: Origin) -> list[dict]:
 
 def _entropy(origin: Origin) -> float:
     return origin.data["splits"]["validation"]["unigram_entropy"]
+
+
+def _of_average(record: dict) -> dict:
+    """A record with the metrics of the averaged weights in the place of those of the weights that are trained."""
+    averaged = {key.removeprefix(AVERAGED): value for key, value in record.items() if key.startswith(AVERAGED)}
+    return record | averaged
 
 
 def _last(metrics: list[dict], key: str) -> dict | None:

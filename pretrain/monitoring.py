@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from pretrain.batches import BatchPlan, BatchSizes
+from pretrain.batches import BatchPlan
 from pretrain.configuration import PretrainConfig
 from pretrain.device_totals import DeviceTotals, Totals
 from pretrain.hardware import GIB, describe_hardware, peak_flops, peak_memory, training_flops
@@ -20,6 +20,7 @@ from pretrain.health import COLLAPSED
 from pretrain.metrics import METRICS_FILE, MetricsFile
 from pretrain.optimization import StepResult, to_device
 from pretrain.progress import Progress
+from pretrain.schedules import Schedule
 from pretrain.trackers import Trackers
 
 
@@ -41,32 +42,30 @@ def print_plan(
     plan: BatchPlan,
     accelerator: Accelerator,
     seconds: float,
-    total_steps: int | None,
-    total_hours: float | None = None,
+    schedule: Schedule,
 ):
     """Model, data and steps in a few lines, before the first step.
 
     Args:
         seconds: the expected time of one row.
-        total_steps, total_hours: of the run, of which one is None.
     """
     train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
     sources = ", ".join(source.path for source in config.sources())
-    if total_hours is not None:
-        rows = round(3600 * total_hours / seconds)
-        steps, expected = f"as many as {total_hours:g} h allow, of", f"about {rows:,} rows"
+    if schedule.total_steps is None:
+        rows = round(3600 * schedule.length / seconds)
+        steps, expected = f"as many as {schedule.length:g} h allow, of", f"about {rows:,} rows"
     else:
-        assert total_steps is not None
-        rows = plan.sizes.rows_before(total_steps)
-        steps, expected = f"{total_steps:,} of", f"about {duration(seconds * rows)}"
+        rows = plan.sizes.rows_before(schedule.total_steps)
+        steps, expected = f"{schedule.total_steps:,} of", f"about {duration(seconds * rows)}"
     tokens = rows * config.max_length
     rising = "" if plan.sizes.ramp_steps == 0 else f"{plan.sizes.start:,} to "
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     options = model.config
     lines = {
-        "Model": f"Luna, {model.num_parameters():,} parameters: {options.num_hidden_layers} layers, hidden size "
-        f"{options.hidden_size}, {options.num_attention_heads} heads, projection length {options.projection_length}, "
-        f"convolution {options.conv_kernel_size or 'none'}, vocabulary {options.vocab_size:,}",
+        "Model": f"Luna{f' from {config.init_from}' if config.init_from else ''}, {model.num_parameters():,} "
+        f"parameters: {options.num_hidden_layers} layers, hidden size {options.hidden_size}, "
+        f"{options.num_attention_heads} heads, projection length {options.projection_length}, convolution "
+        f"{options.conv_kernel_size or 'none'}, vocabulary {options.vocab_size:,}",
         "Data": f"{sources}: {train['tokens']:,} tokens in {train['documents']:,} documents to learn from, "
         f"{validation['tokens']:,} in {validation['documents']:,} held out",
         "Steps": f"{steps} {rising}{config.batch_size:,} rows of {config.max_length:,} tokens: {tokens:,} "
@@ -112,7 +111,7 @@ class Monitor:
         progress: what was done before; metrics of later steps, which will be done again, are dropped. At each log its
             counts are brought up to date, on all processes alike.
         manifest: of the prepared data.
-        total_steps, total_hours: of the run, of which one is None.
+        schedule: of the run.
 
     Attributes:
         totals: of the steps since the last log, on the device.
@@ -126,17 +125,14 @@ class Monitor:
         model: nn.Module,
         progress: Progress,
         manifest: dict,
-        total_steps: int | None,
-        total_hours: float | None = None,
+        schedule: Schedule,
     ):
         self.config = config
         self.device = accelerator.device
         self.num_processes = accelerator.num_processes
         self.active = accelerator.is_main_process
         self.luna_config = accelerator.unwrap_model(model).config
-        self.total_steps = total_steps
-        self.total_hours = total_hours
-        self.sizes = BatchSizes.from_config(config)
+        self.schedule = schedule
         self.start = progress.step
         self.totals = DeviceTotals(self.device, progress.skipped_in_a_row)
         self.longest_skipped = progress.skipped_in_a_row
@@ -145,7 +141,7 @@ class Monitor:
         sent: dict[str, int] = {}
         if self.active:
             self.bar = tqdm(
-                total=total_steps,
+                total=schedule.total_steps,
                 initial=progress.step,
                 unit="step",
                 disable=not sys.stderr.isatty(),
@@ -173,7 +169,7 @@ class Monitor:
         So it is also where a checkpoint may be written: no mean of losses spans one, and a resumed run has the same.
         """
         intervals = [self.config.logging_steps, self.config.save_steps]
-        return step == self.total_steps or any(interval and step % interval == 0 for interval in intervals)
+        return step == self.schedule.total_steps or any(interval and step % interval == 0 for interval in intervals)
 
     def step_done(
         self, progress: Progress, result: StepResult, learning_rate: float, waited: float, last: bool = False
@@ -201,7 +197,7 @@ class Monitor:
         self.longest_skipped = totals.longest_skipped
         now = time.perf_counter()
         seconds, self.last_log = now - self.last_log, now
-        progress.seconds += seconds
+        progress.seconds = totals.seconds
         waited, self._waited = self._waited, 0.0
         if not self.active:
             return
@@ -243,29 +239,31 @@ class Monitor:
         left = duration(self._seconds_left(progress, now))
         line = f"loss {'none' if loss is None else f'{loss:.3f}'}, {speed:,.0f} tokens/s"
         # A bar without a total knows no end.
-        self.bar.set_postfix_str(line if self.total_steps is not None else f"{line}, {left} left")
+        self.bar.set_postfix_str(line if self.schedule.total_steps is not None else f"{line}, {left} left")
         if self.bar.disable and now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
-            self.say(f"{self._step(progress)}  {line}, {left} left")
+            self.say(f"step {self.schedule.place(progress.step)}  {line}, {left} left")
 
     def _seconds_left(self, progress: Progress, now: float) -> float:
-        if self.total_hours is not None:
-            return max(0.0, 3600 * self.total_hours - (now - self.started))
-        assert self.total_steps is not None
-        first, done, end = (self.sizes.rows_before(step) for step in (self.start, progress.step, self.total_steps))
-        return (now - self.started) / (done - first) * (end - done)
+        end = self.schedule.total_steps
+        if end is None:
+            return max(0.0, 3600 * self.schedule.length - progress.seconds)
+        first, done, last = (self.schedule.sizes.rows_before(step) for step in (self.start, progress.step, end))
+        return (now - self.started) / (done - first) * (last - done)
 
     def evaluated(self, progress: Progress, metrics: dict):
         """Take in the metrics of an evaluation: numbers, or lists of them for the layers."""
         if not self.active:
             return
         record = {"step": progress.step, **metrics}
-        line = f"{self._step(progress)}  "
+        line = f"step {self.schedule.place(progress.step)}  "
         if "validation_loss" in metrics:
             record["validation_perplexity"] = perplexity(metrics["validation_loss"])
             line += f"validation loss {metrics['validation_loss']:.3f}"
         if metrics.get("validation_accuracy") is not None:
             line += f", accuracy {metrics['validation_accuracy']:.1%}"
+        if "averaged_validation_loss" in metrics:
+            line += f", of the averaged weights {metrics['averaged_validation_loss']:.3f}"
         ranks = metrics.get("effective_rank")
         if ranks:
             line += f", effective rank of P {min(ranks):.1f} to {max(ranks):.1f}"
@@ -311,9 +309,6 @@ class Monitor:
                 self.say(f"warning: {self._file.path} cannot be written ({error}); metrics are kept in memory")
             self._file_failed = True
         self._trackers.log(record)
-
-    def _step(self, progress: Progress) -> str:
-        return f"step {progress.step:,}" + ("" if self.total_steps is None else f"/{self.total_steps:,}")
 
 
 def finite(value):

@@ -1,4 +1,4 @@
-"""The optimiser, its schedule, and one optimiser step over a global batch."""
+"""One optimiser step over a global batch, and the validation loss."""
 
 import math
 from contextlib import nullcontext
@@ -12,32 +12,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from pretrain.configuration import PretrainConfig
 from pretrain.masking import IGNORED
-
-
-def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
-    """AdamW as in the paper's appendix: no weight decay on biases and norms, the parameters of one dimension."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=True,
-    )
-
-
-def learning_rate(step: int, config: PretrainConfig) -> float:
-    """The rate of step `step` (from 0): linear warm-up to the peak, then linear decay that would reach 0 at the step
-    after the last. A function of the step alone, so there is no scheduler state to resume."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    return config.learning_rate * (config.max_steps - step) / max(1, config.max_steps - config.warmup_steps)
 
 
 @dataclass(frozen=True)
@@ -54,6 +29,7 @@ class StepResult:
         labelled: tokens that are predicted.
         rows: of the batch.
         stops: processes that ask to end the run.
+        microseconds: of training before the step, on the main process's clock.
     """
 
     loss: torch.Tensor
@@ -65,6 +41,7 @@ class StepResult:
     labelled: torch.Tensor
     rows: torch.Tensor
     stops: torch.Tensor
+    microseconds: torch.Tensor
 
 
 def optimizer_step(
@@ -74,6 +51,7 @@ def optimizer_step(
     micro_batches: list[dict],
     max_grad_norm: float,
     stop: bool = False,
+    seconds: float = 0.0,
     count_correct: bool = False,
 ) -> StepResult:
     """Forward and backward over the micro-batches of this process, then one update.
@@ -85,6 +63,7 @@ def optimizer_step(
     Args:
         micro_batches: as arguments of the model, on the CPU.
         stop: whether this process asks to end the run.
+        seconds: of training before the step; those of the main process count for all.
         count_correct: whether the predictions that are right are counted.
     """
     device = accelerator.device
@@ -95,9 +74,10 @@ def optimizer_step(
         sum(batch["num_predicted"] for batch in micro_batches),
         sum(len(batch["input_ids"]) for batch in micro_batches),
         int(stop),
+        round(1e6 * seconds) if accelerator.is_main_process else 0,
     ]
     sent = to_device({"counts": torch.tensor(counts)}, device)
-    tokens, places, num_labelled, rows, stops = accelerator.reduce(sent["counts"])
+    tokens, places, num_labelled, rows, stops, microseconds = accelerator.reduce(sent["counts"])
     # Gradients are averaged over the processes; a smaller divisor makes a sum of this mean.
     divisor = num_labelled / accelerator.num_processes
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
@@ -133,7 +113,16 @@ def optimizer_step(
         skipped = ~(torch.isfinite(loss) & torch.isfinite(gradient_norm))
         update(optimizer, skipped)
     return StepResult(
-        loss, gradient_norm, skipped, correct if count_correct else None, tokens, places, num_labelled, rows, stops
+        loss=loss,
+        gradient_norm=gradient_norm,
+        skipped=skipped,
+        correct=correct if count_correct else None,
+        tokens=tokens,
+        places=places,
+        labelled=num_labelled,
+        rows=rows,
+        stops=stops,
+        microseconds=microseconds,
     )
 
 

@@ -11,8 +11,8 @@ class Progress:
         step: steps done.
         tokens: seen in them, padding left out; as of the last step that was logged, as the following four.
         labelled: tokens predicted.
-        seconds: of training; evaluations and checkpoints are left out.
         skipped, skipped_in_a_row: of the steps those that left the weights alone, as a number was not finite.
+        seconds: of training, the same number on all processes; evaluations and checkpoints are left out.
         best_step, best_loss: of the checkpoints evaluated at their own step, the one with the lowest validation loss.
         tracker_ids: under which the run goes on at each tracker.
     """

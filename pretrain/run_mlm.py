@@ -9,9 +9,10 @@
 - The data are prepared at the first run and found again by a fingerprint at the next.
 """
 
+import dataclasses
 import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from typing import TYPE_CHECKING
 
 from pretrain.configuration import PretrainConfig, load_config
@@ -80,6 +81,7 @@ def pretrain(
         outbox: of the main process, where checkpoints go to the Hub.
     """
     from modeling_luna import LunaForMaskedLM
+    from pretrain.averaging import WeightAverage
     from pretrain.batches import EvaluationBatches, TrainingBatches
     from pretrain.checkpoints import Checkpoints
     from pretrain.data.packed_data import PackedRows
@@ -87,22 +89,28 @@ def pretrain(
     from pretrain.masking import Masking
     from pretrain.model import build_model
     from pretrain.monitoring import Monitor, measure_row, print_plan
-    from pretrain.optimization import build_optimizer
+    from pretrain.optimizers import build_optimizer
     from pretrain.prepare import prepare, read_manifest
     from pretrain.progress import Progress
     from pretrain.report import report_run
+    from pretrain.saved_model import read_saved_config, saved_folder
+    from pretrain.schedules import Schedule
     from pretrain.stopping import StopRequest
     from pretrain.trackers import check_installed
     from pretrain.training import Run, train
 
     check_installed(config.trackers())
     main_process = accelerator.is_main_process
+    schedule = Schedule.from_config(config, plan.sizes)
+    if config.init_from is not None:
+        read_saved_config(config)  # what is wrong with it is said before the data are prepared
+        config = dataclasses.replace(config, tokenizer=config.tokenizer or str(saved_folder(config.init_from)))
     prepared = prepare(config, quiet=not main_process)
     stop = StopRequest(deadline)
     manifest = read_manifest(prepared)
     tokenizer = load_tokenizer(str(prepared / "tokenizer"))
     tokenizer.model_max_length = config.max_length  # prepared data serve runs with rows of any length
-    masking = Masking.from_tokenizer(tokenizer, config.seed, config.mask_probability, config.whole_word_masking)
+    masking = Masking.from_config(config, tokenizer, schedule.total_steps)
     training = TrainingBatches(PackedRows.open(prepared, "train", config.max_length, config.packing), masking, plan)
     validation_rows = PackedRows.open(prepared, "validation", config.max_length, config.packing)
     validation = EvaluationBatches(validation_rows, masking, plan, config.max_eval_rows)
@@ -114,19 +122,34 @@ def pretrain(
     checkpoint = checkpoints.find()
     if main_process:
         seconds = measure_row(model, training[0][0], accelerator)
-        print_plan(config, model, manifest, plan, accelerator, seconds, config.max_steps)
+        print_plan(config, model, manifest, plan, accelerator, seconds, schedule)
     if checkpoint is not None:
         checkpoints.load_model(checkpoint, model)
     wrapped_model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
-    progress = Progress() if checkpoint is None else checkpoints.load_state(checkpoint, wrapped_model, optimizer)
-    monitor = Monitor(config, accelerator, wrapped_model, progress, manifest, config.max_steps)
+    average = WeightAverage.from_config(config, wrapped_model)
+    progress = Progress()
+    if checkpoint is not None:
+        progress = checkpoints.load_state(checkpoint, wrapped_model, optimizer, average)
+    monitor = Monitor(config, accelerator, wrapped_model, progress, manifest, schedule)
     run = Run(
-        accelerator, config, wrapped_model, optimizer, training, validation, checkpoints, monitor, progress, stop
+        accelerator=accelerator,
+        config=config,
+        model=wrapped_model,
+        optimizer=optimizer,
+        training=training,
+        validation=validation,
+        checkpoints=checkpoints,
+        monitor=monitor,
+        progress=progress,
+        stop=stop,
+        schedule=schedule,
+        average=average,
     )
     with closing(monitor):
         validation_loss = train(run)
 
-    model_folder = checkpoints.save_model(wrapped_model, optimizer, progress)
+    with average.swapped_in() if average else nullcontext():
+        model_folder = checkpoints.save_model(wrapped_model, progress, averaged=average is not None)
     if main_process:
         entropy = manifest["splits"]["validation"]["unigram_entropy"]
         trained = LunaForMaskedLM.from_pretrained(model_folder)  # the wrapped one may be sharded

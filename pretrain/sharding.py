@@ -31,7 +31,8 @@ def load_masters(accelerator: Accelerator, model: nn.Module, tensors: dict[str, 
 
 def whole_moments(accelerator: Accelerator, model: nn.Module, optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     """The states of Adam as `MOMENT.PARAMETER`, in float32 on the CPU, and the number of updates as `updates`."""
-    states = _base_optimizer(optimizer).state
+    base = _base_optimizer(optimizer)
+    states = base.state
     if not states:  # no update yet
         return
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -42,7 +43,8 @@ def whole_moments(accelerator: Accelerator, model: nn.Module, optimizer) -> Iter
                 yield f"{moment}.{name}", _gathered(accelerator, parameter, moment)
             elif parameter in states:
                 yield f"{moment}.{name}", _gathered(accelerator, states[parameter][moment])
-    yield "updates", torch.tensor(float(next(iter(states.values()))["step"]))
+    step = base.param_groups[0]["step"] if _counts_in_groups(base) else next(iter(states.values()))["step"]
+    yield "updates", torch.tensor(float(step))
 
 
 def load_moments(accelerator: Accelerator, model: nn.Module, optimizer, tensors: dict[str, torch.Tensor]):
@@ -59,14 +61,40 @@ def load_moments(accelerator: Accelerator, model: nn.Module, optimizer, tensors:
         return
     for name, parameter in _named_parameters(accelerator, model):
         if f"{MOMENTS[0]}.{name}" in tensors:
-            state: dict = {m: _sharded_like(tensors[f"{m}.{name}"], parameter) for m in MOMENTS}
-            base.state[parameter] = {"step": updates.to(parameter.device, copy=True), **state}
+            state: dict = {m: sharded_like(tensors[f"{m}.{name}"], parameter) for m in MOMENTS}
+            if _counts_in_groups(base):
+                base.state[parameter] = {**state, "kahan_comp": None}
+            else:
+                base.state[parameter] = {"step": updates.to(parameter.device, copy=True), **state}
+    if _counts_in_groups(base):
+        for group in base.param_groups:
+            group["step"] = int(updates)
+
+
+def reshard(model: nn.Module):
+    """Let FSDP2 give up what it has gathered: an evaluation leaves the outermost parameters so, and they are others
+    than those that the optimiser changes."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor or DTensor whole, in float32 on the CPU."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().float().cpu()
+
+
+def sharded_like(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of this process's part of a whole tensor that all processes hold."""
+    if isinstance(parameter, DTensor):
+        whole = whole.to(parameter.device)
+        # No source rank: every process has read the file, there is nothing to send.
+        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None).clone()
+    return whole.to(parameter.device, copy=True)
 
 
 def _named_parameters(accelerator: Accelerator, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # an evaluation leaves the outermost parameters gathered: others than the optimiser has
+    reshard(model)
     return accelerator.unwrap_model(model).named_parameters()
 
 
@@ -75,6 +103,11 @@ def _base_optimizer(optimizer) -> torch.optim.Optimizer:
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
+
+
+def _counts_in_groups(base: torch.optim.Optimizer) -> bool:
+    """Whether the optimiser counts its updates by group of parameters instead of by parameter: StableAdamW does."""
+    return "step" in base.param_groups[0]
 
 
 def _make_zero_states(zero, base: torch.optim.Optimizer, updates: torch.Tensor):
@@ -99,18 +132,7 @@ def _gathered(accelerator: Accelerator, tensor: torch.Tensor, moment: str | None
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         tensor = safe_get_full_fp32_param(tensor) if moment is None else safe_get_full_optimizer_state(tensor, moment)
-    elif isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
-    return tensor.detach().float().cpu()
-
-
-def _sharded_like(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A copy of this process's part of a whole tensor that all processes hold."""
-    if isinstance(parameter, DTensor):
-        whole = whole.to(parameter.device)
-        # No source rank: every process has read the file, there is nothing to send.
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None).clone()
-    return whole.to(parameter.device, copy=True)
+    return gathered(tensor)
 
 
 def _set_zero(parameter: nn.Parameter, value: torch.Tensor, moment: str | None = None):

@@ -1,5 +1,7 @@
 """The training loop."""
 
+import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,14 +10,16 @@ from accelerate import Accelerator
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
+from pretrain.averaging import WeightAverage
 from pretrain.batches import EvaluationBatches, TrainingBatches
-from pretrain.checkpoints import Checkpoints, find_checkpoints
+from pretrain.checkpoints import Checkpoints, ResumeError, find_checkpoints
 from pretrain.configuration import PretrainConfig
 from pretrain.errors import Stopped, UserError
 from pretrain.health import packed_health
 from pretrain.monitoring import Monitor
-from pretrain.optimization import evaluate, learning_rate, optimizer_step, seed_step
+from pretrain.optimization import evaluate, optimizer_step, seed_step
 from pretrain.progress import Progress
+from pretrain.schedules import Schedule
 from pretrain.stopping import StopRequest
 
 
@@ -37,29 +41,40 @@ class Run:
     monitor: Monitor
     progress: Progress
     stop: StopRequest
+    schedule: Schedule
+    average: WeightAverage | None
 
 
 def train(run: Run) -> float:
-    """Train from the steps done to the end and return the validation loss there.
+    """Train from the steps done to the end and return the validation loss of what is to be saved: the averaged
+    weights, or those of the last step.
 
     Nothing waits for the device but the steps that are logged, evaluations and checkpoints.
 
     Raises:
+        ResumeError: where more steps are done than the run is long.
         DivergenceError: after `max_skipped_in_a_row` steps whose loss or gradient was not finite.
         Stopped: where a signal or `max_time` ends the run early, once there is a checkpoint.
     """
-    config, monitor, progress = run.config, run.monitor, run.progress
-    validation_loss = None
+    config, monitor, progress, schedule = run.config, run.monitor, run.progress, run.schedule
+    metrics = None
+    if schedule.total_steps is not None and progress.step > schedule.total_steps:
+        raise ResumeError(
+            f"{config.output_dir} has done {progress.step:,} steps, more than max_steps or max_tokens allow "
+            f"({schedule.total_steps:,}): raise it, or name another --output_dir."
+        )
     if progress.step:
-        monitor.say(f"Going on from step {progress.step:,} of {config.max_steps:,}")
+        monitor.say(f"Going on from step {schedule.place(progress.step)}")
+    clock = time.perf_counter() - progress.seconds
     run.model.train()
     for step, (waited, micro_batches) in enumerate(_timed(_batches(run)), start=progress.step):
         # Known two steps late, so that nothing has to wait for the device; by all processes at the same step.
-        stopping, skipped_in_a_row = monitor.totals.late_news()
+        stopping, skipped_in_a_row, seconds = monitor.totals.late_news()
         _check_divergence(run, skipped_in_a_row)
-        done = step + 1 == config.max_steps
+        progress.seconds = max(progress.seconds, seconds)
+        done = schedule.finished(step + 1, progress.seconds)
         last = done or stopping
-        rate = learning_rate(step, config)
+        rate = schedule.learning_rate(step, progress.seconds)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         seed_step(config.seed, step, run.accelerator.process_index)
@@ -70,43 +85,66 @@ def train(run: Run) -> float:
             micro_batches,
             config.max_grad_norm,
             stop=run.stop.requested(),
+            seconds=time.perf_counter() - clock,
             count_correct=last or monitor.logs(step + 1),
         )
         progress.step = step + 1
+        if run.average is not None:
+            run.average.update(progress.step)
         monitor.step_done(progress, result, rate, waited, last)
         _check_divergence(run, monitor.longest_skipped)
 
+        paused = time.perf_counter()
         saving = last or (config.save_steps and progress.step % config.save_steps == 0)
         if done or (config.eval_steps and progress.step % config.eval_steps == 0):
-            metrics = monitor.untimed(evaluate, run.accelerator, run.model, run.validation)
-            validation_loss = metrics["validation_loss"]
-            if saving and validation_loss < progress.best_loss:
-                progress.best_step, progress.best_loss = progress.step, validation_loss
+            metrics = monitor.untimed(_evaluate, run)
+            if saving and metrics["validation_loss"] < progress.best_loss:
+                progress.best_step, progress.best_loss = progress.step, metrics["validation_loss"]
             health = monitor.untimed(packed_health, run.model, run.validation[0], run.accelerator)
             monitor.evaluated(progress, metrics | health)
         if saving:
-            summary = {"steps": progress.step, "validation_loss": validation_loss}
-            monitor.untimed(run.checkpoints.save, run.model, run.optimizer, progress, summary)
-        if stopping and not done:
+            summary = {"steps": progress.step, "validation_loss": metrics["validation_loss"] if metrics else None}
+            monitor.untimed(run.checkpoints.save, run.model, run.optimizer, progress, summary, run.average)
+        clock += time.perf_counter() - paused
+        if done:
+            break
+        if stopping:
             raise Stopped(
-                f"Stopped at step {progress.step:,} of {config.max_steps:,} with a checkpoint. "
-                "The same command goes on from it."
+                f"Stopped at step {schedule.place(progress.step)} with a checkpoint. The same command goes on from it."
             )
-    if validation_loss is None:  # there was nothing left to do
-        validation_loss = evaluate(run.accelerator, run.model, run.validation)["validation_loss"]
-    return validation_loss
+    metrics = metrics or _evaluate(run)  # where there was nothing left to do
+    return metrics.get("averaged_validation_loss", metrics["validation_loss"])
+
+
+def _evaluate(run: Run) -> dict[str, float]:
+    """The validation metrics of the weights that are trained, and those of their average."""
+    metrics = evaluate(run.accelerator, run.model, run.validation)
+    if run.average is not None and run.average.count:
+        with run.average.swapped_in():
+            averaged = evaluate(run.accelerator, run.model, run.validation)
+        metrics |= {f"averaged_{name}": value for name, value in averaged.items()}
+    return metrics
 
 
 def _batches(run: Run) -> DataLoader:
-    """The batches of the steps that are left. Item k depends on k alone, so starting late costs nothing."""
+    """The batches of the steps that are left, without end where their number is not known. Item k depends on k alone,
+    so starting late costs nothing."""
+    step, seconds = run.progress.step, run.progress.seconds
+    end = step if run.schedule.finished(step, seconds) else run.schedule.total_steps or sys.maxsize
     return DataLoader(
         run.training,
         batch_size=None,
-        sampler=range(run.progress.step, run.config.max_steps),
+        sampler=range(step, end),
         num_workers=run.config.dataloader_num_workers,
         pin_memory=run.accelerator.device.type == "cuda",
         multiprocessing_context="fork" if run.config.dataloader_num_workers else None,
+        worker_init_fn=_ignore_sigterm,
     )
+
+
+def _ignore_sigterm(worker: int):
+    """A signal to the whole group of processes must leave the batches of the last step coming."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _timed(batches: Iterable) -> Iterator[tuple[float, list[dict]]]:

@@ -15,17 +15,20 @@ from pretrain.data.text_source import Source
 from pretrain.errors import UserError
 
 
+SHORTEST = "output_dir: runs/test\nmax_steps: 100"
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "run.yaml"
 
 
-def load(file: Path, content: str = "output_dir: runs/test", arguments: str = "") -> PretrainConfig:
+def load(file: Path, content: str = SHORTEST, arguments: str = "") -> PretrainConfig:
     file.write_text(content)
     return load_config([str(file), *arguments.split()])
 
 
-def error_of(file: Path, content: str = "output_dir: runs/test", arguments: str = "") -> str:
+def error_of(file: Path, content: str = SHORTEST, arguments: str = "") -> str:
     """The message of the error, without the name of the file."""
     with pytest.raises(UserError) as error:
         load(file, content, arguments)
@@ -33,11 +36,11 @@ def error_of(file: Path, content: str = "output_dir: runs/test", arguments: str 
 
 
 def with_keys(content: str) -> str:
-    return f"output_dir: runs/test\n{content}"
+    return ("output_dir: runs/test" if "max_steps" in content else SHORTEST) + f"\n{content}"
 
 
-def test_a_file_of_one_line_gives_the_defaults(file: Path) -> None:
-    assert load(file) == PretrainConfig(output_dir="runs/test")
+def test_a_file_of_two_lines_gives_the_defaults(file: Path) -> None:
+    assert load(file) == PretrainConfig(output_dir="runs/test", max_steps=100)
 
 
 def test_the_file_counts_before_the_defaults_and_the_command_line_before_the_file(file: Path) -> None:
@@ -66,7 +69,7 @@ def test_the_file_counts_before_the_defaults_and_the_command_line_before_the_fil
         ("--mixed_precision null", "mixed_precision", None),
         ("--learning_rate 2e-5", "learning_rate", 2e-5),
         ("--learning_rate 1", "learning_rate", 1.0),
-        ("--whole_word_masking true", "whole_word_masking", True),
+        ("--gradient_checkpointing true", "gradient_checkpointing", True),
         ("--num_proc null", "num_proc", None),
         ("--model null", "model", {}),
     ],
@@ -111,20 +114,20 @@ def test_values_of_the_file(file: Path, content: str, key: str, value: Any) -> N
             "--learning-rate is not a key of the configuration. Did you mean 'learning_rate'?",
         ),
         ("7: 1", "", "FILE: 7 is not a key of the configuration. Known are: output_dir, data, "),
-        ("max_steps: ten", "", "max_steps is 'ten': it must be a whole number."),
-        ("max_steps: 10.5", "", "max_steps is 10.5: it must be a whole number."),
-        ("max_steps:", "", "max_steps is None: it must be a whole number."),
+        ("max_steps: ten", "", "max_steps is 'ten': it must be a whole number or null."),
+        ("max_steps: 10.5", "", "max_steps is 10.5: it must be a whole number or null."),
+        ("batch_size:", "", "batch_size is None: it must be a whole number."),
         ("seed: true", "", "seed is True: it must be a whole number."),
         ("num_proc: two", "", "num_proc is 'two': it must be a whole number or null."),
         ("learning_rate: fast", "", "learning_rate is 'fast': it must be a number."),
         ("learning_rate: inf", "", "learning_rate is 'inf': it must be a number."),
         ('learning_rate: "1.0"', "", "learning_rate is '1.0': it must be a number."),
-        ("whole_word_masking: 1", "", "whole_word_masking is 1: it must be true or false."),
-        ("whole_word_masking: yes", "", "whole_word_masking is 'yes': it must be true or false."),
+        ("gradient_checkpointing: 1", "", "gradient_checkpointing is 1: it must be true or false."),
+        ("gradient_checkpointing: yes", "", "gradient_checkpointing is 'yes': it must be true or false."),
         ("data: {path: a.txt}", "", "data is {'path': 'a.txt'}: it must be text or a list."),
         ("model: luna-base", "", "model is 'luna-base': it must be a mapping."),
         ("model: [hidden_size]", "--model.hidden_size 8", "model is ['hidden_size']: it must be a mapping."),
-        ("", "--max_steps 1 2", "max_steps is [1, 2]: it must be a whole number."),
+        ("", "--max_steps 1 2", "max_steps is [1, 2]: it must be a whole number or null."),
         ("", "--max_steps 1 --max_steps=2", "--max_steps is given twice."),
         ("", "--max_steps", "--max_steps needs a value."),
         ("", "--max_steps --seed 1", "--max_steps needs a value."),
@@ -174,7 +177,7 @@ def test_the_usage_where_no_file_is_named(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--max_steps 0", "max_steps is 0: it must be at least 1."),
+        ("--max_steps 0", "max_steps is 0: it must be above 0."),
         ("--batch_size 0", "batch_size is 0: it must be at least 1."),
         ("--per_device_train_batch_size 0", "per_device_train_batch_size is 0: it must be at least 1, or null."),
         ("--logging_steps 0", "logging_steps is 0: it must be at least 1."),
@@ -195,13 +198,37 @@ def test_the_usage_where_no_file_is_named(arguments: list[str]) -> None:
         ("--vocab_size 260", "vocab_size is 260: it must be at least 261, the bytes and the special tokens."),
         ("--seed -1", "seed is -1: it must be at least 0 and below 2**63."),
         ("--max_steps 50 --warmup_steps 51", "warmup_steps is 51: it exceeds max_steps (50)."),
-        ("--mixed_precision fp8", "mixed_precision is 'fp8': it must be one of ('no', 'bf16')."),
         (
             "--packing tight",
             "packing is 'tight': it must be one of ('stream', 'full_sentences', 'best_fit').",
         ),
         ("--on_bad_record ignore", "on_bad_record is 'ignore': it must be one of ('error', 'skip')."),
         ("--tokenizer_train_megabytes 0", "tokenizer_train_megabytes is 0: it must be at least 1."),
+        ("--warmup_steps -1", "warmup_steps is -1: it must not be negative."),
+        ("--warmup_tokens 5", "warmup_tokens is 5: it must be null, as the run's length is in steps."),
+        ("--max_steps null", "The run needs one of max_steps, max_tokens and max_train_hours; given: none."),
+        (
+            "--max_tokens 5",
+            "The run needs one of max_steps, max_tokens and max_train_hours; given: max_steps, max_tok",
+        ),
+        ("--max_steps null --max_train_hours 0", "max_train_hours is 0.0: it must be above 0."),
+        ("--decay_steps 5", "decay_steps is 5: it must be null, as only the trapezoidal schedule has a decay"),
+        ("--lr_scheduler_type constant", "lr_scheduler_type is 'constant': it must be one of 'linear', 'cosine', "),
+        ("--min_learning_rate 1", "min_learning_rate is 1.0: it must not exceed learning_rate (0.0006)."),
+        ("--optimizer adam", "optimizer is 'adam': it must be one of 'adamw', 'stable_adamw'."),
+        ("--masking words", "masking is 'words': it must be one of 'token', 'whole_word', 'span'."),
+        ("--mean_span_length 6", "mean_span_length is 6.0: it must lie between 1 and 5."),
+        ("--mask_probability_end 0", "mask_probability_end is 0.0: it must lie between 0 and 1."),
+        ("--mask_probability_steps 9", "mask_probability_steps is 9: it must be null without mask_probability_end."),
+        (
+            "--max_steps null --max_train_hours 1 --mask_probability_end 0.1",
+            "mask_probability_end is 0.1: it needs mask_probability_steps where the length is in hours",
+        ),
+        ("--weight_averaging ema", "weight_averaging is 'ema': it must be one of null, 'exponential', 'stage'."),
+        ("--averaging_start_step 101", "averaging_start_step is 101: it exceeds max_steps (100)."),
+        ("--averaging_decay 1", "averaging_decay is 1.0: it must be at least 0 and below 1."),
+        ("--init_from a --model_config b", "model_config is 'b': it must be null where init_from gives the model."),
+        ("--mixed_precision fp8", "mixed_precision is 'fp8': it must be one of null, 'no', 'bf16'."),
         ("--documents page", "python-docs: documents is 'page', but must be one of 'auto', 'line', "),
         ("--report_to none", "report_to is 'none': it must be one or several of tensorboard, trackio, wandb."),
         ("--report_to wandb [wandb]", "report_to is ['wandb', ['wandb']]: it must be one or several of tensorboard"),

@@ -149,7 +149,7 @@ from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
 from pretrain.health import packed_health
 from pretrain.launch import batch_plan, end_processes, start_accelerator
-from pretrain.optimization import build_optimizer
+from pretrain.optimizers import build_optimizer
 
 config = PretrainConfig(output_dir="none", batch_size=8, model=json.loads(sys.argv[1]))
 accelerator = start_accelerator(config)

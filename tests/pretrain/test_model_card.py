@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.checkpoints import read_state
 from pretrain.configuration import PretrainConfig
+from pretrain.metrics import read_metrics
 from pretrain.model_card import Origin, model_card
-from pretrain.monitoring import read_metrics
 from pretrain.progress import Progress
 
 

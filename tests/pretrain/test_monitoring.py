@@ -22,6 +22,7 @@ from pretrain.metrics import MetricsFile, read_metrics
 from pretrain.monitoring import Monitor, duration, measure_row, print_plan
 from pretrain.optimization import StepResult
 from pretrain.progress import Progress
+from pretrain.schedules import Schedule
 
 
 MANIFEST = {
@@ -77,7 +78,9 @@ def build_monitor(build_config: Callable, tmp_path: Path, clock: Clock) -> Calla
             unwrap_model=lambda model: model,
         )
         progress = progress or Progress(step=step)
-        return Monitor(config, accelerator, model, progress, MANIFEST, total, hours), progress
+        config.max_steps, config.max_train_hours, config.warmup_steps = total, hours, None
+        schedule = Schedule.from_config(config, BatchSizes.from_config(config))
+        return Monitor(config, accelerator, model, progress, MANIFEST, schedule), progress
 
     return build
 
@@ -89,9 +92,11 @@ def result(
     correct: int | None = None,
     stops: int = 0,
     device: str = "cpu",
+    seconds: float = 0.0,
 ) -> StepResult:
     """Of a step of a batch of a fixed size."""
     numbers = {"tokens": TOKENS, "places": PLACES, "labelled": LABELLED, "rows": ROWS, "stops": stops}
+    numbers["microseconds"] = round(1e6 * seconds)
     numbers |= {"loss": loss, "gradient_norm": norm, "skipped": skipped, "correct": correct}
     return StepResult(**{k: None if v is None else torch.tensor(v, device=device) for k, v in numbers.items()})
 
@@ -172,10 +177,12 @@ def test_news_come_two_steps_late(build_monitor: Callable):
     """What is asked before step k begins is that of step k - 2, whether steps in between are logged or not."""
     monitor, progress = build_monitor(logging_steps=3)
     bad, news = result(math.nan, skipped=True), []
-    for step_result in (result(1.0), bad, bad, result(1.0, stops=2), result(1.0), result(1.0), result(1.0)):
+    last = result(1.0, stops=2, seconds=40.5)
+    for step_result in (result(1.0), bad, bad, last, result(1.0), result(1.0), result(1.0)):
         news.append(monitor.totals.late_news())
         do_step(monitor, progress, step_result)
-    assert news == [(False, 0), (False, 0), (False, 0), (False, 1), (False, 2), (True, 2), (False, 2)]
+    series = [(False, 0), (False, 0), (False, 0), (False, 1), (False, 2), (True, 2), (False, 2)]
+    assert news == [(*pair, 40.5 if pair[0] else 0.0) for pair in series]
 
 
 @pytest.mark.parametrize("main", [True, False])
@@ -344,12 +351,12 @@ def test_lines_where_there_is_no_terminal(build_monitor: Callable, clock: Clock,
     do_step(monitor, progress, result(2.0), seconds=30.0)
     first, done, end = (BatchSizes(16, 4, 10).rows_before(step) for step in (5, 6, 20))
     left = duration(30 / (done - first) * (end - done))
-    assert capsys.readouterr().out == f"step 6/20  loss 2.000, 16 tokens/s, {left} left\n"
+    assert capsys.readouterr().out == f"step 6 of 20  loss 2.000, 16 tokens/s, {left} left\n"
     do_step(monitor, progress, result(2.0))
     assert capsys.readouterr().out == ""
 
     monitor, progress = build_monitor(total=None, hours=2.0)
-    do_step(monitor, progress, result(2.0), seconds=1800.0)
+    do_step(monitor, progress, result(2.0, seconds=1800.0), seconds=1800.0)
     assert capsys.readouterr().out == "step 1  loss 2.000, 0 tokens/s, 1 h 30 min left\n"
 
 
@@ -357,7 +364,7 @@ def test_progress_bar_on_a_terminal(build_monitor: Callable, clock: Clock, monke
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
-    for total, hours, shown in ((20, None, "1/20"), (None, 1.0, "59 min 59 s left")):
+    for total, hours, shown in ((20, None, "1/20"), (None, 1.0, "1 h 00 min left")):
         monitor, progress = build_monitor(total=total, hours=hours)
         do_step(monitor, progress, result(2.0))
         monitor.bar.refresh()
@@ -370,7 +377,7 @@ def test_evaluations_and_collapsed_slots(build_monitor: Callable, tmp_path: Path
     values = {"validation_loss": 2.0, "validation_accuracy": 0.5}
     monitor.evaluated(progress, values | {"effective_rank": [7.5, 1.6]})
     output = capsys.readouterr().out
-    assert output == "step 3/20  validation loss 2.000, accuracy 50.0%, effective rank of P 1.6 to 7.5\n"
+    assert output == "step 3 of 20  validation loss 2.000, accuracy 50.0%, effective rank of P 1.6 to 7.5\n"
     (record,) = metrics(tmp_path)
     assert record == {"step": 3, **values, "effective_rank": [7.5, 1.6], "validation_perplexity": math.exp(2.0)}
     progress.step = 4
@@ -401,11 +408,13 @@ def test_a_row_is_timed_without_a_trace(build_config: Callable, tmp_path: Path):
 
 @pytest.mark.parametrize(("total", "hours"), [(20, None), (None, 0.5)])
 def test_plan(build_config: Callable, tmp_path: Path, capsys, total: int | None, hours: float | None):
-    config = build_config(tmp_path, batch_size_start=4, batch_size_ramp_steps=10)
+    changes = {"max_steps": total, "max_train_hours": hours, "warmup_steps": None}
+    config = build_config(tmp_path, batch_size_start=4, batch_size_ramp_steps=10, **changes)
     model = LunaForMaskedLM(LunaConfig(**config.model, vocab_size=400))
     plan = BatchPlan(BatchSizes.from_config(config))
+    schedule = Schedule.from_config(config, plan.sizes)
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision="no")
-    print_plan(config, model, MANIFEST, plan, accelerator, 0.01, total, hours)
+    print_plan(config, model, MANIFEST, plan, accelerator, 0.01, schedule)
     output = capsys.readouterr().out
     assert "3,200 tokens/s" in output and f"{model.num_parameters():,} parameters" in output
     rows = plan.sizes.rows_before(20) if total else 180_000

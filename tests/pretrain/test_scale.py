@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from modeling_luna import LunaForMaskedLM
+from pretrain.data.tokenizer import train_tokenizer
 
 
 ONE_PROCESS = "cpu"
@@ -127,6 +128,32 @@ def test_launch_gives_the_curve_of_one_process_and_goes_on_from_its_checkpoint(
         resumed = launch(launcher, interrupted(source, tmp_path / f"resumed-by-{launcher}"))
         for key in expected:
             assert resumed[key] == pytest.approx(expected[key], rel=1e-4, abs=0)
+
+
+@pytest.mark.parametrize("mode", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
+def test_starting_from_a_saved_model(
+    launch: Callable, one_process: tuple[Path, dict], sentences: Callable, tmp_path: Path, mode: str
+):
+    """Longer rows of other texts with another vocabulary, so that the tables are resized before they are sharded."""
+    text = sentences(tmp_path / "text.txt", documents=90, seed=1)
+    tokenizer = train_tokenizer([text.read_text(encoding="utf-8")], vocab_size=350, max_length=48)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    changes = {
+        "init_from": str(one_process[0] / "model"), "tokenizer": str(tmp_path / "tokenizer"), "max_length": 48,
+        "data": str(text), "max_steps": 8, "model": {"max_position_embeddings": 48},
+    }  # fmt: skip
+    expected = launch(ONE_PROCESS, tmp_path / "one", **changes)
+    curves = launch(mode, tmp_path / "run", **changes)
+    for key in expected:
+        assert curves[key] == pytest.approx(expected[key], rel=1e-4, abs=0)
+    model = LunaForMaskedLM.from_pretrained(tmp_path / "run" / "model")
+    assert (model.config.vocab_size, model.config.max_position_embeddings) == (350, 48)
+
+
+@needs_deepspeed
+def test_deepspeed_refuses_what_needs_whole_parameters(launch: Callable, tmp_path: Path):
+    with pytest.raises(AssertionError, match="cannot do optimizer stable_adamw and weight_averaging stage: leave"):
+        launch("zero1", tmp_path / "run", optimizer="stable_adamw", weight_averaging="stage")
 
 
 @pytest.mark.parametrize("mode", ["cpu_2_processes", pytest.param("zero2", marks=needs_deepspeed)])

@@ -11,7 +11,7 @@ from torch import nn
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from modeling_luna.modeling_luna import LunaMLP
 from pretrain.data.packed_data import PackedRows
-from pretrain.optimization import build_optimizer, learning_rate
+from pretrain.optimizers import build_optimizer
 from pretrain.prepare import prepare
 from pretrain.training import DivergenceError
 
@@ -182,16 +182,6 @@ def test_finished_run_started_again_trains_no_further(build_config: Callable, tr
     first = train(config)
     assert train(config) == first
     assert "Going on from step 6 of 6" in capsys.readouterr().out
-
-
-def test_learning_rate_warms_up_and_decays_linearly(build_config: Callable, tmp_path: Path):
-    config = build_config(tmp_path, learning_rate=0.8, warmup_steps=4, max_steps=12)
-    expected = [0.2, 0.4, 0.6, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
-    assert [learning_rate(step, config) for step in range(12)] == pytest.approx(expected)
-    config = build_config(tmp_path, learning_rate=0.8, warmup_steps=0, max_steps=4)
-    assert [learning_rate(step, config) for step in range(4)] == pytest.approx([0.8, 0.6, 0.4, 0.2])
-    config = build_config(tmp_path, learning_rate=0.8, warmup_steps=2, max_steps=2)
-    assert [learning_rate(step, config) for step in range(2)] == pytest.approx([0.4, 0.8])
 
 
 def test_logged_rate_is_that_of_the_step(build_config: Callable, train: Callable, tmp_path: Path):

@@ -17,7 +17,8 @@ from pretrain import training
 from pretrain.device_totals import DeviceTotals
 from pretrain.metrics import read_metrics
 from pretrain.monitoring import Monitor
-from pretrain.optimization import build_optimizer, optimizer_step, update
+from pretrain.optimization import optimizer_step, update
+from pretrain.optimizers import build_optimizer
 
 
 WAITING = {
@@ -124,6 +125,7 @@ class DeviceOfNoValues:
 
     device = torch.device("meta")
     num_processes = 1
+    is_main_process = True
     distributed_type = DistributedType.NO
 
     def reduce(self, tensor: torch.Tensor) -> torch.Tensor:

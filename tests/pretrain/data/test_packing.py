@@ -201,7 +201,7 @@ def test_no_document_sees_another(prepared: tuple, build_config: Callable, tmp_p
     config, folder = prepared
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     rows = PackedRows.open(folder, "train", config.max_length, "best_fit")
-    masking = Masking.from_tokenizer(tokenizer, 0, 0.15, False)
+    masking = Masking.from_config(config, tokenizer, None)
     torch.manual_seed(0)
     luna = build_model(build_config(tmp_path, model=model), tokenizer).eval()
     batches = TrainingBatches(rows, masking, BatchPlan(BatchSizes(len(rows), len(rows), 0)))
@@ -224,7 +224,7 @@ def test_no_document_sees_another(prepared: tuple, build_config: Callable, tmp_p
 def test_arguments_of_validation_rows_have_boundaries_too(prepared: tuple):
     config, folder = prepared
     rows = PackedRows.open(folder, "validation", config.max_length, "best_fit")
-    masking = Masking.from_tokenizer(load_tokenizer(str(folder / "tokenizer")), 0, 0.15, False)
+    masking = Masking.from_config(config, load_tokenizer(str(folder / "tokenizer")), None)
     batch = EvaluationBatches(rows, masking, BatchPlan(BatchSizes(4, 4, 0)), None)[0]
     assert (
         batch["cu_seq_lens_q"].tolist()
