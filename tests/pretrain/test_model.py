@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_stand_in import Repository, hub_stand_in
+from hub_stand_in import hub_stand_in
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
@@ -308,10 +308,10 @@ def test_two_processes_start_from_a_model_of_the_hub(
     (tmp_path / "hub/models/someone").mkdir(parents=True)
     shutil.copytree(saved, tmp_path / "hub/models/someone/small")
     config = build_config(tmp_path / "run", {"max_position_embeddings": 40}, max_length=40, max_steps=6)
-    config.init_from = f"someone/small@{Repository(saved, 'models', 'someone/small').commit()}"
     launcher = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu_2_processes.yaml")
-    command = (*launcher, "pretrain/run_mlm.py", write_config(config, tmp_path / "run.yaml"))
     with hub_stand_in(tmp_path / "hub") as hub:
+        config.init_from = f"someone/small@{hub.repository('someone/small').head().id}"
+        command = (*launcher, "pretrain/run_mlm.py", write_config(config, tmp_path / "run.yaml"))
         variables = environment | hub.environment(tmp_path / "home") | {"HF_HUB_OFFLINE": "0"}
         finished = subprocess.run(
             [sys.executable, *map(str, command)], cwd=environment["PYTHONPATH"], env=variables, capture_output=True,
