@@ -25,7 +25,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
-STEPS = 1500
+STEPS = 2000
 CONFIG = {
     "validation_share": 0.1,
     "vocab_size": 400,
@@ -118,13 +118,14 @@ class Run:
         in_checkpoint = generator.random() < 0.5
         wanted = generator.randint(1, 6)  # which of the launch's checkpoints
         deadline = time.monotonic() + generator.uniform(*LAUNCH_SECONDS)
-        seen, before, moment = 0, False, "at a random time"
+        seen: set[Path] = set(self.folder.glob("checkpoint-*.partial"))  # left by the launch before
+        begun, moment = 0, "at a random time"
         while launcher.poll() is None:
             if in_checkpoint:
-                writing = any(self.folder.glob("checkpoint-*.partial"))
-                seen += writing and not before
-                before = writing
-                if seen == wanted:
+                partial = set(self.folder.glob("checkpoint-*.partial"))
+                begun += len(partial - seen)
+                seen |= partial
+                if begun >= wanted:
                     time.sleep(generator.uniform(0, 0.03))
                     moment = "in a checkpoint"
                     break

@@ -23,7 +23,7 @@ from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.averaging import WeightAverage
 from pretrain.configuration import PretrainConfig
 from pretrain.errors import Stopped, UserError, is_lost_process
-from pretrain.files import make_folder, remove_folder, write_folder, write_json, write_text
+from pretrain.files import PARTIAL, make_folder, remove_folder, write_folder, write_json, write_text
 from pretrain.model_card import Origin, write_card
 from pretrain.progress import Progress
 from pretrain.sharding import load_masters, load_moments, whole_moments, whole_weights
@@ -261,6 +261,8 @@ def run_folder(config: PretrainConfig) -> Iterator[None]:
     try:
         with FileLock(folder / ".lock", timeout=0):
             _store_config(config, folder)
+            for leftover in folder.glob(f"checkpoint-*{PARTIAL}"):  # of a launch that was killed
+                remove_folder(leftover)
             with _status(folder / STATUS_FILE):
                 yield
     except Timeout as error:
