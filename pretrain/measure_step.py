@@ -1,6 +1,6 @@
 """The share of a training step that is spent outside forward, backward and optimiser.
 
-    OMP_NUM_THREADS=2 python benchmarks/step_overhead.py configs/pretrain/luna-tiny.yaml --steps 60
+    OMP_NUM_THREADS=2 python pretrain/measure_step.py configs/pretrain/luna-tiny.yaml --steps 60
 
 The run is a real one, by `pretrain.run_mlm` with data, masks, metrics and progress line; evaluations and checkpoints
 are switched off. Forward passes, backward passes, clipping and updates are timed from inside the training loop, on one
@@ -48,9 +48,10 @@ def main():
     optimizer_step, train = training.optimizer_step, training.train
 
     def measured_train(run: training.Run) -> float:
+        accelerator: Any = run.accelerator
         run.model.forward = parts["forward"].around(run.model.forward)
-        run.accelerator.backward = parts["backward"].around(run.accelerator.backward)
-        run.accelerator.clip_grad_norm_ = parts["optimiser"].around(run.accelerator.clip_grad_norm_)
+        accelerator.backward = parts["backward"].around(accelerator.backward)
+        accelerator.clip_grad_norm_ = parts["optimiser"].around(accelerator.clip_grad_norm_)
         run.optimizer.step = parts["optimiser"].around(run.optimizer.step)
         run.optimizer.zero_grad = parts["optimiser"].around(run.optimizer.zero_grad)
         return train(run)

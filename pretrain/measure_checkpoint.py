@@ -1,6 +1,6 @@
 """Seconds that a checkpoint stops training, for a model with its AdamW states.
 
-python benchmarks/checkpoint_time.py configs/model/luna-base.json --folder /tmp --repeats 3
+python pretrain/measure_checkpoint.py configs/model/luna-base.json --folder /tmp --repeats 3
 """
 
 import argparse
