@@ -49,11 +49,12 @@ def main():
 
     def measured_train(run: training.Run) -> float:
         accelerator: Any = run.accelerator
+        optimizer: Any = run.optimizer
         run.model.forward = parts["forward"].around(run.model.forward)
         accelerator.backward = parts["backward"].around(accelerator.backward)
         accelerator.clip_grad_norm_ = parts["optimiser"].around(accelerator.clip_grad_norm_)
-        run.optimizer.step = parts["optimiser"].around(run.optimizer.step)
-        run.optimizer.zero_grad = parts["optimiser"].around(run.optimizer.zero_grad)
+        optimizer.step = parts["optimiser"].around(optimizer.step)
+        optimizer.zero_grad = parts["optimiser"].around(optimizer.zero_grad)
         return train(run)
 
     def marked_step(*values, **options):
