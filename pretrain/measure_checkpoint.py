@@ -37,7 +37,9 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     with TemporaryDirectory(dir=arguments.folder) as folder:
-        config = PretrainConfig(output_dir=folder, model_config=str(arguments.model_config), save_total_limit=1)
+        config = PretrainConfig(
+            output_dir=folder, model_config=str(arguments.model_config), max_steps=100, save_total_limit=1
+        )
         accelerator = start_accelerator(config)
         tokenizer = train_tokenizer([["some text"]], 300, 512)
         model = build_model(config, tokenizer)

@@ -64,7 +64,7 @@ def main():
     training.train, training.optimizer_step = measured_train, marked_step
     with tempfile.TemporaryDirectory() as folder:
         switched_off = ["--eval_steps", "0", "--save_steps", "0", "--max_eval_rows", "1"]
-        steps = ["--max_steps", str(arguments.steps), "--warmup_steps", "0", "--decay_steps", "0"]
+        steps = ["--max_steps", str(arguments.steps), "--warmup_steps", "null", "--decay_steps", "null"]
         config = load_config([arguments.config, "--output_dir", folder, *switched_off, *steps, *others])
         run_mlm.main(config)
 
