@@ -81,7 +81,8 @@ def write_card(folder: Path, model: PreTrainedModel, origin: Origin, progress: P
     metrics = [record for record in metrics if record["step"] <= progress.step]
     if averaged:
         metrics = [_of_average(record) for record in metrics]
-    draw_curves({_name(origin.config): metrics}, folder / CURVES_FILE, [_entropy(origin)])
+    axis = "tokens" if _last(metrics, "tokens") else "step"  # somebody may have taken the metrics away
+    draw_curves({_name(origin.config): metrics}, folder / CURVES_FILE, [_entropy(origin)], axis)
     ModelCard(model_card(model, origin, progress, metrics)).save(folder / REPOCARD_NAME)
 
 
