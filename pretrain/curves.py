@@ -99,7 +99,7 @@ def draw_accuracy(axes, curves: Curves, prefix: str, colour: str, alone: bool):
 def draw_ranks(axes, curves: Curves, prefix: str, colour: str, alone: bool):
     _draw_layers(axes, curves, "effective_rank", prefix, colour, alone)
     axes.set_ylabel("effective rank of P")
-    axes.set_ylim(bottom=1)
+    axes.set_ylim(1, 1 + 1.1 * (max(axes.get_ylim()[1], 2) - 1))
 
 
 def draw_entropies(axes, curves: Curves, prefix: str, colour: str, alone: bool):
