@@ -142,6 +142,7 @@ def measure(gigabytes: float, packing: str, num_proc: int, folder: Path):
         "prepared_dir": str(prepared),
         "num_proc": num_proc,
         "packing": packing,
+        "max_steps": 1,  # none is made
     }
     config = folder / "config.json"  # which is YAML, too
     config.write_text(json.dumps(values))
