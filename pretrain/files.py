@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from pretrain.errors import UserError, is_disk_full
 
@@ -31,18 +32,25 @@ def make_folder(folder: Path, key: str):
         raise UserError(f"{key}: the folder {folder} cannot be written: name another one.")
 
 
-def write_text(path: Path, text: str):
-    """Write a file beside its place and move it there."""
-    partial = path.with_name(path.name + PARTIAL)
+@contextmanager
+def written_whole(path: Path, suffix: str = PARTIAL) -> Iterator[BinaryIO]:
+    """A file beside `path` to write to, which takes its place once all its bytes are on the disk."""
+    partial = path.with_name(path.name + suffix)
     try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(partial, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str):
+    """Write a file beside its place and move it there."""
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: object):

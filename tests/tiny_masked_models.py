@@ -94,3 +94,17 @@ def save_all(folder: Path, texts: Sequence[str]) -> dict[str, Path]:
         name: save(folder / name, build(name, tokenizers[kind]), tokenizers[kind])
         for name, (_, kind, _) in ARCHITECTURES.items()
     }
+
+
+def masked_log_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int], places: Sequence[int]
+) -> torch.Tensor:
+    """Log probabilities of the vocabulary at each place of one text where some are masked, (length, vocabulary)."""
+    masked = [tokenizer.mask_token_id if place in places else token for place, token in enumerate(ids)]
+    inputs = {"input_ids": torch.tensor([masked])}
+    if model.config.model_type == "nystromformer":  # it takes rows of one length, and an additive mask
+        empty = MAX_LENGTH - len(masked)
+        inputs = {"input_ids": torch.tensor([masked + empty * [tokenizer.pad_token_id]])}
+        inputs["attention_mask"] = torch.tensor([len(masked) * [0.0] + empty * [-1e30]])[:, None, None]
+    with torch.no_grad():
+        return model(**inputs).logits[0].log_softmax(dim=-1)

@@ -22,7 +22,7 @@ import xxhash
 from tokenizers import Tokenizer
 
 from pretrain.data.sentences import sentence_starts
-from pretrain.files import PARTIAL, write_text
+from pretrain.files import PARTIAL, write_text, written_whole
 
 
 SPLITS = ("train", "validation")
@@ -233,21 +233,14 @@ def write_shard(path: Path, arrays: dict[str, SplitArrays]) -> dict[str, Any]:
     """Write a shard beside its place and move it there; return its size and hash."""
     ordered = [array for split in SPLITS for array in (arrays[split].documents, arrays[split].sentences)]
     ordered += [arrays[split].tokens for split in SPLITS]
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     digest = xxhash.xxh3_128()
-    try:
-        with open(partial, "wb") as file:
-            for array in ordered:
-                data = np.ascontiguousarray(array).view(np.uint8).data
-                digest.update(data)
-                file.write(data)
-            size = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    # A worker that outlived a killed preparation may be writing the same shard.
+    with written_whole(path, f".{os.getpid()}{PARTIAL}") as file:
+        for array in ordered:
+            data = np.ascontiguousarray(array).view(np.uint8).data
+            digest.update(data)
+            file.write(data)
+        size = file.tell()
     return {"size": size, "xxh3": digest.hexdigest()}
 
 

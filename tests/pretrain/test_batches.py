@@ -3,17 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from packed_rows import END, LENGTH, PAD, START, rows_of_numbers
 
 from pretrain.batches import BatchPlan, BatchSizes, EvaluationBatches, TrainingBatches, model_arguments
 from pretrain.configuration import ConfigurationError
-from pretrain.data.mixture import Mixture
-from pretrain.data.packed_data import PackedRows, RowBatch, StreamRows
+from pretrain.data.packed_data import PackedRows, RowBatch
 from pretrain.masking import IGNORED, Masking
 
 
-START, PAD, END, MASK = 0, 1, 2, 5000
-LENGTH = 12  # <s>, ten tokens, </s>
-TOKENS = 234  # 23 rows and 4 tokens
+MASK = 5000
 
 
 def plan(batch_size: int, processes: int = 1, index: int = 0, micro: int | None = None, **ramp) -> BatchPlan:
@@ -23,11 +21,7 @@ def plan(batch_size: int, processes: int = 1, index: int = 0, micro: int | None 
 
 @pytest.fixture
 def rows() -> PackedRows:
-    """Rows whose tokens tell their place in the stream."""
-    stream = np.arange(10, 10 + TOKENS, dtype=np.uint16)
-    rows = StreamRows(stream, [0, TOKENS], LENGTH)
-    documents = np.array([0, 30, 100, TOKENS])
-    return PackedRows(rows, Mixture((24,)), stream, documents, (START, END), PAD, LENGTH, separate_documents=False)
+    return rows_of_numbers()
 
 
 @pytest.fixture

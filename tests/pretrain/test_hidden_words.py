@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_masked_models import ARCHITECTURES, MAX_LENGTH, build_wordpiece, save_all, train_bpe
+from tiny_masked_models import (
+    ARCHITECTURES,
+    MAX_LENGTH,
+    build_wordpiece,
+    masked_log_probabilities,
+    save_all,
+    train_bpe,
+)
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -58,17 +65,8 @@ def plain_results(
         steps = max(map(len, places_of_words), default=0) if prediction == "left_to_right" else 1
         log_probabilities = []
         for step in range(steps):
-            masked = list(encoded["input_ids"])
-            for places in places_of_words:
-                for place in places[step:]:
-                    masked[place] = tokenizer.mask_token_id
-            inputs = {"input_ids": torch.tensor([masked])}
-            if model.config.model_type == "nystromformer":
-                empty = MAX_LENGTH - len(masked)
-                inputs = {"input_ids": torch.tensor([masked + empty * [tokenizer.pad_token_id]])}
-                inputs["attention_mask"] = torch.tensor([len(masked) * [0.0] + empty * [-1e30]])[:, None, None]
-            with torch.no_grad():
-                log_probabilities.append(model(**inputs).logits[0].log_softmax(dim=-1))
+            masked = [place for places in places_of_words for place in places[step:]]
+            log_probabilities.append(masked_log_probabilities(model, tokenizer, encoded["input_ids"], masked))
         for (start, end), places in zip(chosen, places_of_words, strict=True):
             right = []
             for index, place in enumerate(places):

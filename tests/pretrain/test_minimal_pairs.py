@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_masked_models import ARCHITECTURES, MAX_LENGTH, build, build_wordpiece, save, save_all
+from tiny_masked_models import (
+    ARCHITECTURES,
+    build,
+    build_wordpiece,
+    masked_log_probabilities,
+    save,
+    save_all,
+)
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pretrain.errors import UserError
@@ -60,18 +67,10 @@ def plain_pseudo_log_likelihood(
     ids, words = encoded["input_ids"], encoded.word_ids()
     total = 0.0
     for place in range(1, len(ids) - 1):
-        masked = list(ids)
-        masked[place] = tokenizer.mask_token_id
-        for later in range(place + 1, len(ids) - 1):
-            if kind == "within_word_l2r" and words[later] == words[place]:
-                masked[later] = tokenizer.mask_token_id
-        inputs = {"input_ids": torch.tensor([masked])}
-        if model.config.model_type == "nystromformer":
-            empty = MAX_LENGTH - len(masked)
-            inputs = {"input_ids": torch.tensor([masked + empty * [tokenizer.pad_token_id]])}
-            inputs["attention_mask"] = torch.tensor([len(masked) * [0.0] + empty * [-1e30]])[:, None, None]
-        with torch.no_grad():
-            total += model(**inputs).logits[0, place].log_softmax(dim=-1)[ids[place]].item()
+        masked = [place]
+        if kind == "within_word_l2r":
+            masked += [later for later in range(place + 1, len(ids) - 1) if words[later] == words[place]]
+        total += masked_log_probabilities(model, tokenizer, ids, masked)[place, ids[place]].item()
     return total
 
 

@@ -2,23 +2,14 @@
 
 import numpy as np
 import pytest
+from packed_rows import END, LENGTH, PAD, START, TOKENS, rows_of_numbers
 
-from pretrain.data.mixture import Mixture
 from pretrain.data.packed_data import PackedRows, StreamRows
-
-
-START, PAD, END = 0, 1, 2
-LENGTH = 12  # <s>, ten tokens, </s>
-TOKENS = 234  # 23 rows and 4 tokens
 
 
 @pytest.fixture
 def rows() -> PackedRows:
-    """Rows whose tokens tell their place in the stream."""
-    stream = np.arange(10, 10 + TOKENS, dtype=np.uint16)
-    rows = StreamRows(stream, [0, TOKENS], LENGTH)
-    documents = np.array([0, 30, 100, TOKENS])
-    return PackedRows(rows, Mixture((24,)), stream, documents, (START, END), PAD, LENGTH, separate_documents=False)
+    return rows_of_numbers()
 
 
 def test_rows_reassemble_the_stream(rows: PackedRows):
