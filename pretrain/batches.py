@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pretrain.configuration import ConfigurationError, PretrainConfig
+from common.yaml_config import ConfigurationError
+from pretrain.configuration import PretrainConfig
 from pretrain.data.packed_data import PackedRows, RowBatch
 from pretrain.masking import EVALUATION, IGNORED, TRAINING, Masking
 

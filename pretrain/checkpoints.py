@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from common.errors import Stopped, UserError, is_lost_process
+from common.files import PARTIAL, make_folder, remove_folder, write_folder, write_json, write_text
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.averaging import WeightAverage
 from pretrain.configuration import PretrainConfig
-from pretrain.errors import Stopped, UserError, is_lost_process
-from pretrain.files import PARTIAL, make_folder, remove_folder, write_folder, write_json, write_text
 from pretrain.model_card import Origin, write_card
 from pretrain.progress import Progress
 from pretrain.sharding import load_masters, load_moments, whole_moments, whole_weights

@@ -1,19 +1,14 @@
 """The configuration of a pretraining run: a YAML file, with `--key value` overrides."""
 
 import dataclasses
-import difflib
-import json
 import math
 import re
-import types
 import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from common.yaml_config import ConfigurationError, read_json, read_values, suggest
 from pretrain.data.text_source import ON_BAD_RECORD, Source
-from pretrain.errors import UserError
 
 
 if TYPE_CHECKING:
@@ -36,19 +31,6 @@ LENGTH_KEYS = {
     "tokens": ("max_tokens", "warmup_tokens", "decay_tokens"),
     "hours": ("max_train_hours", "warmup_hours", "decay_hours"),
 }
-TYPE_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "a mapping",
-    types.NoneType: "null",
-}
-
-
-class ConfigurationError(UserError):
-    """A key or value that cannot be used."""
 
 
 @dataclasses.dataclass
@@ -375,74 +357,12 @@ def load_config(arguments: list[str]) -> PretrainConfig:
     """
     if not arguments or arguments[0].startswith("--"):
         raise ConfigurationError("usage: run_mlm.py configs/pretrain/NAME.yaml [--key value ...]")
-    path, overrides = Path(arguments[0]), _parse_overrides(arguments[1:])
-    values = _read_yaml(path)
-    known = typing.get_type_hints(PretrainConfig)
-    for key in values:
-        if key not in known:
-            raise ConfigurationError(f"{path}: {key} is not a key of the configuration.{suggest(key, list(known))}")
-    values = {key: _convert(key, value, known[key]) for key, value in values.items()}
-
-    for key, texts in overrides.items():
-        if key.startswith("model."):
-            values["model"] = {**values.get("model", {}), key.removeprefix("model."): _parse(key, texts, Any)}
-        elif key not in known:
-            raise ConfigurationError(f"--{key} is not a key of the configuration.{suggest(key, list(known))}")
-        else:
-            values[key] = _convert(key, _parse(key, texts, known[key]), known[key])
+    values = read_values(Path(arguments[0]), arguments[1:], typing.get_type_hints(PretrainConfig), nested="model")
     if "output_dir" not in values:
-        raise ConfigurationError(f"{path} names no output_dir: add it, or give --output_dir FOLDER.")
+        raise ConfigurationError(f"{arguments[0]} names no output_dir: add it, or give --output_dir FOLDER.")
     config = PretrainConfig(**values)
     config.validate()
     return config
-
-
-def suggest(key: object, known: list[str]) -> str:
-    """' Did you mean X?' for the known key nearest to a wrong one, or nothing."""
-    nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    return f" Did you mean {nearest[0]!r}?" if nearest else f" Known are: {', '.join(known)}."
-
-
-def read_json(path: Path) -> dict:
-    """A JSON file that holds one object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ConfigurationError(f"{path} must hold one JSON object.")
-    return value
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: `no` and dates are text, `2e-5` is a number, which PyYAML's 1.1 has the other way round.
-
-    A key that occurs twice is an error.
-    """
-
-    yaml_implicit_resolvers: dict = {}
-
-    def construct_mapping(self, node, deep=False):
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            seen: set = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node, deep=True)
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
-                seen.add(key)
-        return mapping
-
-
-for tag, pattern, first in (
-    ("null", r"(?:~|null|Null|NULL)?", [*"~nN", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
-    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", [*"-+0123456789"]),
-    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), first)
 
 
 def _seconds(key: str, time: str) -> float:
@@ -452,69 +372,3 @@ def _seconds(key: str, time: str) -> float:
         raise ConfigurationError(f"{key} is {time!r}: it must have the form HH:MM:SS, such as 11:30:00.")
     hours, minutes, seconds = map(int, match.groups())
     return 3600.0 * hours + 60 * minutes + seconds
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigurationError(f"{path}{line}: not YAML: {error.problem}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{path} must hold `key: value` lines.")
-    return values
-
-
-def _parse_overrides(arguments: list[str]) -> dict[str, list[str]]:
-    """The texts of `--key value`, `--key=value`, or `--key value value ...` for a list."""
-    overrides: dict[str, list[str]] = {}
-    key = None
-    for argument in arguments:
-        if argument.startswith("--"):
-            key, equals, value = argument[2:].partition("=")
-            if key in overrides:
-                raise ConfigurationError(f"--{key} is given twice.")
-            overrides[key] = [value] if equals else []
-        elif key is None:
-            raise ConfigurationError(f"{argument!r} does not follow a --key.")
-        else:
-            overrides[key].append(argument)
-    for key, texts in overrides.items():
-        if not texts:
-            raise ConfigurationError(f"--{key} needs a value.")
-    return overrides
-
-
-def _parse(key: str, texts: list[str], hint: Any) -> object:
-    """Read the texts of an override as YAML; what is meant as text stays as it was typed."""
-    values = []
-    for text in texts:
-        try:
-            value = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"--{key}: {text!r} is not YAML: {getattr(error, 'problem', error)}.") from error
-        values.append(text if str in _choices(hint) and isinstance(value, bool | int | float) else value)
-    return values[0] if len(values) == 1 else values
-
-
-def _choices(hint: Any) -> tuple:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
-def _convert(key: str, value: Any, hint: Any) -> Any:
-    """Check that a value is of the field's type; whole numbers do for others and for text, and none for a mapping."""
-    choices = _choices(hint)
-    if value is None and dict in choices:
-        return {}
-    number = isinstance(value, int) and not isinstance(value, bool)
-    if number and int not in choices:
-        value = float(value) if float in choices else str(value) if str in choices else value
-    for choice in choices:
-        if isinstance(value, choice) and (choice is bool or not isinstance(value, bool)):
-            return value
-    names = " or ".join(TYPE_NAMES[choice] for choice in choices)
-    raise ConfigurationError(f"{key} is {value!r}: it must be {names}.")

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from pretrain.errors import UserError
+from common.errors import UserError
 
 
 matplotlib.use("Agg")

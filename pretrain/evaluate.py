@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import UserError, report_user_errors
-from pretrain.files import make_folder, write_json, write_text
+from common.errors import UserError, report_user_errors
+from common.files import make_folder, write_json, write_text
 from pretrain.stopping import end_with_launcher
 
 

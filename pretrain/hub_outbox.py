@@ -14,11 +14,11 @@ from typing import IO
 
 from tqdm import tqdm
 
+from common.errors import Stopped
+from common.files import PARTIAL, remove_folder, write_folder
 from pretrain import hub_upload
 from pretrain.checkpoints import TRAINING_STATE, find_checkpoints, find_damage
 from pretrain.configuration import PretrainConfig
-from pretrain.errors import Stopped
-from pretrain.files import PARTIAL, remove_folder, write_folder
 from pretrain.hub_upload import CONNECTED, FINAL, OUTBOX, REFUSED, UNREACHABLE, HubError
 from pretrain.stopping import StopRequest
 

@@ -28,8 +28,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, set_client_fac
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import httpx
 
-from pretrain.errors import UserError, report_user_errors
-from pretrain.files import remove_folder, write_json
+from common.errors import UserError, report_user_errors
+from common.files import remove_folder, write_json
 
 
 OUTBOX = "hub"  # below the run's folder

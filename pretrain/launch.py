@@ -8,8 +8,9 @@ import transformers
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs, PartialState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from common.yaml_config import ConfigurationError
 from pretrain.batches import BatchPlan, BatchSizes
-from pretrain.configuration import ConfigurationError, PretrainConfig
+from pretrain.configuration import PretrainConfig
 
 
 def start_accelerator(config: PretrainConfig) -> Accelerator:

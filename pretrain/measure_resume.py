@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from common.files import write_json
 from pretrain.checkpoints import PROGRESS_FILE, TRAINING_STATE, digests
-from pretrain.files import write_json
 from pretrain.metrics import METRICS_FILE
 
 

@@ -3,8 +3,9 @@
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from common.yaml_config import ConfigurationError
 from modeling_luna import LunaForMaskedLM
-from pretrain.configuration import ConfigurationError, PretrainConfig
+from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import row_ends
 from pretrain.saved_model import load_saved_model
 

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from tqdm import tqdm
 
+from common.errors import UserError, report_user_errors
+from common.files import PARTIAL, make_folder, publish_folder, remove_folder, write_folder, write_json
 from pretrain.configuration import PretrainConfig, load_config
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.parts import Part, split_statistics
@@ -31,8 +33,6 @@ from pretrain.data.row_index import damage_of_index, ensure_index
 from pretrain.data.shards import HASH_RANGE, SPLITS, ShardSettings, ShardWriter, hash_file, map_shard, shard_path
 from pretrain.data.sources import Counts, Source, SourceError, source_identity
 from pretrain.data.workers import shared_out
-from pretrain.errors import UserError, report_user_errors
-from pretrain.files import PARTIAL, make_folder, publish_folder, remove_folder, write_folder, write_json
 
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.errors import UserError, report_user_errors
+from common.files import make_folder, write_json
 from pretrain.curves import AXES, draw_curves
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.tokenizer import word_starts
-from pretrain.errors import UserError, report_user_errors
-from pretrain.files import make_folder, write_json
 from pretrain.metrics import METRICS_FILE, read_metrics
 
 

@@ -15,8 +15,8 @@ import time
 from contextlib import ExitStack, closing, nullcontext
 from typing import TYPE_CHECKING
 
+from common.errors import Stopped, UserError, report_user_errors
 from pretrain.configuration import PretrainConfig, load_config
-from pretrain.errors import Stopped, UserError, report_user_errors
 from pretrain.stopping import end_with_launcher
 
 

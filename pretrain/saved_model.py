@@ -12,8 +12,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
+from common.yaml_config import ConfigurationError, read_json, suggest
 from modeling_luna import LunaConfig, LunaForMaskedLM
-from pretrain.configuration import IGNORED_MODEL_KEYS, ConfigurationError, PretrainConfig, read_json, suggest
+from pretrain.configuration import IGNORED_MODEL_KEYS, PretrainConfig
 from pretrain.data.tokenizer import TokenizerError, load_tokenizer
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pretrain.configuration import LENGTH_KEYS, ConfigurationError, PretrainConfig
+from common.yaml_config import ConfigurationError
+from pretrain.configuration import LENGTH_KEYS, PretrainConfig
 
 
 if TYPE_CHECKING:

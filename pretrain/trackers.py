@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from accelerate.utils import broadcast_object_list
 
+from common.errors import UserError
+from common.files import write_json
 from pretrain.configuration import PretrainConfig
-from pretrain.errors import UserError
-from pretrain.files import write_json
 from pretrain.metrics import kind_of
 from pretrain.progress import Progress
 

@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
+from common.errors import Stopped, UserError
 from pretrain.averaging import WeightAverage
 from pretrain.batches import EvaluationBatches, TrainingBatches
 from pretrain.checkpoints import Checkpoints, ResumeError, find_checkpoints
 from pretrain.configuration import PretrainConfig
-from pretrain.errors import Stopped, UserError
 from pretrain.health import packed_health
 from pretrain.monitoring import Monitor
 from pretrain.optimization import evaluate, optimizer_step, seed_step

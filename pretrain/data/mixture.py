@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from pretrain.errors import UserError
+from common.errors import UserError
 
 
 SHORTEST_PERIOD = 1024  # samples; a batch then meets few periods, each of which has a permutation of its own

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from common.files import PARTIAL
 from pretrain.data.shards import SHARD_BYTES, ShardSettings, ShardTask, SplitArrays, hash_file, shard_path
 from pretrain.data.sources import DocumentReader, Source, source_identity
-from pretrain.files import PARTIAL
 
 
 CHUNK_TOKENS = 2**20  # that are counted at once

@@ -13,11 +13,11 @@ import numpy as np
 import xxhash
 from filelock import FileLock
 
+from common.errors import UserError
+from common.files import write_folder, write_json
 from pretrain.data.packing import best_fit_rows, full_sentence_rows
 from pretrain.data.shards import SPLITS, SplitArrays, hash_file, map_shard, shard_path
 from pretrain.data.workers import shared_out
-from pretrain.errors import UserError
-from pretrain.files import write_folder, write_json
 
 
 FORMAT = 1

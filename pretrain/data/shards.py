@@ -21,8 +21,8 @@ import numpy as np
 import xxhash
 from tokenizers import Tokenizer
 
+from common.files import PARTIAL, write_text, written_whole
 from pretrain.data.sentences import sentence_starts
-from pretrain.files import PARTIAL, write_text, written_whole
 
 
 SPLITS = ("train", "validation")

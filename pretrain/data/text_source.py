@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pretrain.errors import UserError
+from common.errors import UserError
 
 
 DOCUMENT_MODES = ("auto", "line", "blank_line", "file")

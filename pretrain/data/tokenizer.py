@@ -8,8 +8,8 @@ import xxhash
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
+from common.errors import UserError
 from pretrain.data.sources import DocumentReader, Source
-from pretrain.errors import UserError
 
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # ids 0 to 3; <mask> is the last id

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from pretrain.errors import UserError
+from common.errors import UserError
 
 
 TASKS_AHEAD = 2  # that wait for a process, besides those that are worked on

@@ -15,10 +15,10 @@ import transformers
 import yaml
 from accelerate import PartialState
 
+from common.errors import UserError
 from pretrain.configuration import PretrainConfig
 from pretrain.data.shards import HASH_RANGE, document_hash
 from pretrain.data.sources import Source, read_documents
-from pretrain.errors import UserError
 from pretrain.evaluation.hidden_words import HiddenWords, evaluate_hidden_words
 from pretrain.evaluation.minimal_pairs import MinimalPair, evaluate_minimal_pairs, read_minimal_pairs
 from pretrain.evaluation.models import MaskedModel, ModelError, Scorer, TextEncoder, run_together

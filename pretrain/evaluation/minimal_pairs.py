@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pretrain.errors import UserError
+from common.errors import UserError
 from pretrain.evaluation.models import MaskedModel, MaskedRow, ModelError, Scorer
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from packed_rows import END, LENGTH, PAD, START, rows_of_numbers
 
+from common.yaml_config import ConfigurationError
 from pretrain.batches import BatchPlan, BatchSizes, EvaluationBatches, TrainingBatches, model_arguments
-from pretrain.configuration import ConfigurationError
 from pretrain.data.packed_data import PackedRows, RowBatch
 from pretrain.masking import IGNORED, Masking
 

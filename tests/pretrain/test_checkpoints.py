@@ -14,10 +14,10 @@ import yaml
 from filelock import FileLock
 from safetensors.torch import load_file
 
+from common.errors import STOPPED, Stopped
 from modeling_luna import LunaForMaskedLM
 from pretrain.checkpoints import FIXED, ResumeError, find_checkpoints, find_damage, read_state
 from pretrain.data.tokenizer import load_tokenizer
-from pretrain.errors import STOPPED, Stopped
 
 
 SENTENCE = "Number 5 begins a text of some<mask> words."

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from common.errors import UserError
+from common.yaml_config import ConfigurationError, suggest
 from modeling_luna import LunaConfig
-from pretrain.configuration import ConfigurationError, PretrainConfig, load_config, suggest
+from pretrain.configuration import PretrainConfig, load_config
 from pretrain.data.text_source import Source
-from pretrain.errors import UserError
 
 
 SHORTEST = "output_dir: runs/test\nmax_steps: 100"

@@ -17,7 +17,7 @@ from tiny_masked_models import (
 )
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from pretrain.errors import UserError
+from common.errors import UserError
 from pretrain.evaluation.minimal_pairs import (
     PSEUDO_LOG_LIKELIHOODS,
     encode_sentences,

@@ -14,8 +14,9 @@ from hub_stand_in import hub_stand_in
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
+from common.yaml_config import ConfigurationError
 from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification, LunaModel
-from pretrain.configuration import ConfigurationError, PretrainConfig
+from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import train_tokenizer
 from pretrain.model import build_model
 from pretrain.saved_model import read_saved_config

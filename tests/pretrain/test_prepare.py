@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from pretrain import prepare as prepare_module
 from pretrain.configuration import PretrainConfig
 from pretrain.data import parts
@@ -22,7 +23,6 @@ from pretrain.data.packed_data import PackedRows
 from pretrain.data.parts import entropy
 from pretrain.data.sources import Source, SourceError
 from pretrain.data.tokenizer import load_tokenizer, sample_texts
-from pretrain.errors import UserError
 from pretrain.prepare import PreparationError, main, prepare, read_manifest
 
 

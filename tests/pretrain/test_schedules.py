@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from common.yaml_config import ConfigurationError
 from pretrain import training
 from pretrain.batches import BatchSizes
 from pretrain.checkpoints import read_state
-from pretrain.configuration import ConfigurationError
 from pretrain.schedules import Schedule
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pretrain.errors import UserError, is_disk_full
+from common.errors import UserError, is_disk_full
 
 
 PARTIAL = ".partial"  # suffix of what is still being written; nothing reads such a folder

@@ -1,0 +1,173 @@
+"""Configurations: a YAML file, with `--key value` overrides, checked against the types of a dataclass."""
+
+import difflib
+import json
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+
+
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+    types.NoneType: "null",
+}
+
+
+class ConfigurationError(UserError):
+    """A key or value that cannot be used."""
+
+
+def read_values(path: Path, overrides: list[str], known: dict[str, Any], nested: str) -> dict[str, Any]:
+    """The values of a configuration: those of a YAML file, changed by `--key value ...`.
+
+    Args:
+        path: of the file.
+        overrides: arguments of the command line. Values are YAML.
+        known: type of each key.
+        nested: a key that holds a mapping, whose own keys are written `--NESTED.KEY`.
+
+    Raises:
+        ConfigurationError: for a file that is not there or not YAML, an unknown key (with the nearest known one), or
+            a value of the wrong type.
+    """
+    texts_of = _parse_overrides(overrides)
+    values = read_yaml(path)
+    for key in values:
+        if key not in known:
+            raise ConfigurationError(f"{path}: {key} is not a key of the configuration.{suggest(key, list(known))}")
+    values = {key: convert(key, value, known[key]) for key, value in values.items()}
+    for key, texts in texts_of.items():
+        outer, _, inner = key.partition(".")
+        if outer == nested and inner:
+            values[nested] = {**values.get(nested, {}), inner: _parse(key, texts, Any)}
+        elif key not in known:
+            raise ConfigurationError(f"--{key} is not a key of the configuration.{suggest(key, list(known))}")
+        else:
+            values[key] = convert(key, _parse(key, texts, known[key]), known[key])
+    return values
+
+
+def suggest(key: object, known: list[str]) -> str:
+    """' Did you mean X?' for the known key nearest to a wrong one, or nothing."""
+    nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    return f" Did you mean {nearest[0]!r}?" if nearest else f" Known are: {', '.join(known)}."
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file that holds one object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{path} must hold one JSON object.")
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: `no` and dates are text, `2e-5` is a number, which PyYAML's 1.1 has the other way round.
+
+    A key that occurs twice is an error.
+    """
+
+    yaml_implicit_resolvers: dict = {}
+
+    def construct_mapping(self, node, deep=False):
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            seen: set = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
+                seen.add(key)
+        return mapping
+
+
+for tag, pattern, first in (
+    ("null", r"(?:~|null|Null|NULL)?", [*"~nN", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", [*"-+0123456789"]),
+    ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), first)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of `key: value` lines."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigurationError(f"{path}{line}: not YAML: {error.problem}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path} must hold `key: value` lines.")
+    return values
+
+
+def _parse_overrides(arguments: list[str]) -> dict[str, list[str]]:
+    """The texts of `--key value`, `--key=value`, or `--key value value ...` for a list."""
+    overrides: dict[str, list[str]] = {}
+    key = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, equals, value = argument[2:].partition("=")
+            if key in overrides:
+                raise ConfigurationError(f"--{key} is given twice.")
+            overrides[key] = [value] if equals else []
+        elif key is None:
+            raise ConfigurationError(f"{argument!r} does not follow a --key.")
+        else:
+            overrides[key].append(argument)
+    for key, texts in overrides.items():
+        if not texts:
+            raise ConfigurationError(f"--{key} needs a value.")
+    return overrides
+
+
+def _parse(key: str, texts: list[str], hint: Any) -> object:
+    """Read the texts of an override as YAML; what is meant as text stays as it was typed."""
+    values = []
+    for text in texts:
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"--{key}: {text!r} is not YAML: {getattr(error, 'problem', error)}.") from error
+        values.append(text if str in _choices(hint) and isinstance(value, bool | int | float) else value)
+    return values[0] if len(values) == 1 else values
+
+
+def _choices(hint: Any) -> tuple:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def convert(key: str, value: Any, hint: Any) -> Any:
+    """Check that a value is of the field's type; whole numbers do for others and for text, and none for a mapping."""
+    choices = _choices(hint)
+    if value is None and dict in choices:
+        return {}
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if number and int not in choices:
+        value = float(value) if float in choices else str(value) if str in choices else value
+    for choice in choices:
+        if isinstance(value, choice) and (choice is bool or not isinstance(value, bool)):
+            return value
+    names = " or ".join(TYPE_NAMES[choice] for choice in choices)
+    raise ConfigurationError(f"{key} is {value!r}: it must be {names}.")
