@@ -86,22 +86,14 @@ def test_tensor_parallelism(
     torch.testing.assert_close(saved, load_file(tmp_path / "model/model.safetensors"), atol=0, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def deepspeed_environment(
-    subprocess_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
-    """What DeepSpeed compiles is compiled once for this module, into a folder of its own."""
-    return subprocess_environment | {"TORCH_EXTENSIONS_DIR": str(tmp_path_factory.mktemp("extensions"))}
-
-
 @pytest.mark.slow
 @needs_deepspeed
 @pytest.mark.parametrize("task", ["zero3", "zero3_resized"])
-def test_zero3(tiny_model: Callable, tmp_path: Path, deepspeed_environment: dict[str, str], task: str):
+def test_zero3(tiny_model: Callable, tmp_path: Path, subprocess_environment: dict[str, str], task: str):
     """Two steps with the rows of both ranks are those of one process; the tied weight remains one."""
     tiny_model(LunaForMaskedLM, "sdpa").save_pretrained(tmp_path / "model")
     # Compiling takes a minute and more where two processes share two cores with others.
-    first, second = run_two_ranks(task, LunaForMaskedLM, tmp_path, deepspeed_environment, timeout=400)
+    first, second = run_two_ranks(task, LunaForMaskedLM, tmp_path, subprocess_environment, timeout=400)
     resized = task == "zero3_resized"
     assert first["losses"] != second["losses"], "each rank has its own rows"
     for rank in (first, second):

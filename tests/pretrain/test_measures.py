@@ -34,11 +34,11 @@ def test_time_until_a_resumed_run_trains(python: Callable, config: Path):
 
 def test_time_of_a_checkpoint(python: Callable, build_config: Callable, tmp_path: Path):
     model = tmp_path / "model.json"
-    model.write_text(json.dumps({"model_type": "luna", **build_config(tmp_path).model}))
+    model.write_text(json.dumps(build_config(tmp_path).model | {"max_position_embeddings": 512}))
     result = python("pretrain/measure_checkpoint.py", model, "--folder", tmp_path, "--repeats", 1)
     assert printed(result, r"million parameters: ([\d.]+) s") >= 0
 
 
 def test_memory_of_the_preparation(python: Callable, tmp_path: Path):
-    result = python("pretrain/measure_preparation.py", "--gigabytes", 0.02, "--num_proc", 1, "--folder", tmp_path)
+    result = python("pretrain/measure_preparation.py", "--gigabytes", 0.005, "--num_proc", 1, "--folder", tmp_path)
     assert printed(result, r"gone on with: .*?([\d.]+) GiB") > 0
