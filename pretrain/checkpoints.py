@@ -17,13 +17,13 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import Stopped, UserError, is_lost_process
 from common.files import PARTIAL, make_folder, remove_folder, write_folder, write_json, write_text
-from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.averaging import WeightAverage
 from pretrain.configuration import PretrainConfig
+from pretrain.model import new_model
 from pretrain.model_card import Origin, write_card
 from pretrain.progress import Progress
 from pretrain.sharding import load_masters, load_moments, whole_moments, whole_weights
@@ -42,7 +42,7 @@ STATUS_FILE = "status.json"
 # Keys that decide what a step computes; a run that goes on with others would not be the same run.
 FIXED = (
     "data", "text_column", "documents", "validation_share", "tokenizer", "vocab_size", "packing", "max_length",
-    "model_config", "model", "init_from", "masking", "mask_probability", "mask_probability_end",
+    "model_type", "model_config", "model", "init_from", "masking", "mask_probability", "mask_probability_end",
     "mask_probability_steps", "mean_span_length", "seed", "batch_size", "batch_size_start", "batch_size_ramp_steps",
     "optimizer", "weight_averaging", "averaging_decay", "averaging_start_step", "averaging_interval",
 )  # fmt: skip
@@ -70,7 +70,7 @@ class Checkpoints:
         accelerator: Accelerator,
         tokenizer: PreTrainedTokenizerBase,
         config: PretrainConfig,
-        model_config: LunaConfig,
+        model_config: PreTrainedConfig,
         data: dict,
         outbox: "HubOutbox | None" = None,
     ):
@@ -82,7 +82,7 @@ class Checkpoints:
         self.outbox = outbox
         self.folder = Path(config.output_dir)
         with torch.device("meta"):
-            self.shell = LunaForMaskedLM(model_config)  # what is saved, without weights and wrappers
+            self.shell = new_model(model_config)  # what is saved, without weights and wrappers
 
     def find(self) -> Path | None:
         """The checkpoint to go on from: the newest one, which must be whole and of this run.
@@ -112,7 +112,7 @@ class Checkpoints:
                 f"{self.fingerprint}): name another --output_dir to start anew."
             )
 
-    def load_model(self, folder: Path, model: LunaForMaskedLM):
+    def load_model(self, folder: Path, model: PreTrainedModel):
         """Set the weights of a model that is not wrapped yet."""
         tensors = load_file(folder / WEIGHTS)
         for name, parameter in model.named_parameters():

@@ -12,6 +12,8 @@ from pretrain.data.text_source import ON_BAD_RECORD, Source
 
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from modeling_luna import LunaConfig
 
 # What a saved configuration holds besides the fields of the model.
@@ -64,10 +66,13 @@ class PretrainConfig:
     tokenizer_train_megabytes: int = 200  # of text that a tokenizer is trained on, sampled from all of it
     max_length: int = 512
 
-    # Model: fields of `LunaConfig`, on top of a JSON file of them where one is named. `init_from` is a model to start
+    # Model: fields of `LunaConfig`, on top of a JSON file of them where one is named. Another `model_type` is another
+    # masked language model of Transformers, for comparisons, with the fields of its own configuration; it can be
+    # trained on "stream" and "full_sentences" alone. `init_from` is a model to start
     # from, a folder or an id of the Hub (with `@REVISION` if need be). It gives the architecture and, where none is
     # named, the tokenizer; `model` may change what `pretrain.saved_model.CHANGEABLE` lists, and positions are added
     # where `max_length` asks for them.
+    model_type: str = "luna"
     model_config: str | None = None
     model: dict = dataclasses.field(default_factory=dict)
     init_from: str | None = None
@@ -168,7 +173,9 @@ class PretrainConfig:
             sources.append(Source(**{**defaults, **entry}))
         return sources
 
-    def luna_config(self, vocab_size: int | None, special_ids: dict[str, int] | None = None) -> "LunaConfig":
+    def model_configuration(
+        self, vocab_size: int | None, special_ids: dict[str, int] | None = None
+    ) -> "PreTrainedConfig":
         """The model's configuration.
 
         Args:
@@ -178,23 +185,31 @@ class PretrainConfig:
         Raises:
             ConfigurationError: where the tokenizer or the rows do not fit into the model.
         """
-        # Imported here, since it takes seconds that the processes of `python-docs` need not wait for.
-        from huggingface_hub.errors import StrictDataclassError
-
-        from modeling_luna import LunaConfig
-
-        fields = self._model_fields(known=list(LunaConfig.__annotations__))
+        fields = self._model_fields()
         if vocab_size is not None:
             fields = {"vocab_size": vocab_size, **fields, **(special_ids or {})}
-        try:
-            config = LunaConfig(**fields)
-        except StrictDataclassError as error:
-            raise ConfigurationError(f"model: {error.__cause__ or error}") from error
+        config = self._luna_config(fields) if self.model_type == "luna" else self._peer_config(fields)
         if vocab_size is not None and config.vocab_size < vocab_size:
             raise ConfigurationError(
                 f"model.vocab_size is {config.vocab_size}, but the tokenizer has {vocab_size} tokens: raise it to at "
                 f"least {vocab_size}, or leave it out to take the tokenizer's."
             )
+        return config
+
+    def _luna_config(self, fields: dict) -> "LunaConfig":
+        # Imported here, since it takes seconds that the processes of `python-docs` need not wait for.
+        from huggingface_hub.errors import StrictDataclassError
+
+        from modeling_luna import LunaConfig
+
+        known = list(LunaConfig.__annotations__)
+        for key in fields:
+            if key not in known:
+                raise ConfigurationError(f"model: unknown key {key!r}.{suggest(key, known)}")
+        try:
+            config = LunaConfig(**fields)
+        except StrictDataclassError as error:
+            raise ConfigurationError(f"model: {error.__cause__ or error}") from error
         if config.position_embedding_type == "learned" and config.max_position_embeddings < self.max_length:
             raise ConfigurationError(
                 f"max_length is {self.max_length}, but model.max_position_embeddings is "
@@ -202,18 +217,25 @@ class PretrainConfig:
             )
         return config
 
-    def _model_fields(self, known: list[str]) -> dict[str, Any]:
+    def _peer_config(self, fields: dict) -> "PreTrainedConfig":
+        from pretrain.peers import peer_config
+
+        self._require(
+            "packing", self.packing != "best_fit", f"cannot be had: {self.model_type} does not keep documents apart"
+        )
+        return peer_config(self.model_type, fields)
+
+    def _model_fields(self) -> dict[str, Any]:
+        """The fields of the model's configuration that the run gives."""
         fields = {}
         if self.model_config is not None:
             fields = read_json(Path(self.model_config))
-            if fields.get("model_type", "luna") != "luna":
-                raise ConfigurationError(f"{self.model_config} is of a {fields['model_type']} model, not of Luna.")
+            if fields.get("model_type", self.model_type) != self.model_type:
+                raise ConfigurationError(
+                    f"{self.model_config} is of a {fields['model_type']} model, but model_type is {self.model_type}."
+                )
             fields = {key: value for key, value in fields.items() if key not in IGNORED_MODEL_KEYS}
-        fields = {**fields, **self.model}
-        for key in fields:
-            if key not in known:
-                raise ConfigurationError(f"model: unknown key {key!r}.{suggest(key, known)}")
-        return fields
+        return {**fields, **self.model}
 
     def validate(self):
         """Raise a `ConfigurationError` that names the key where a value makes no sense."""
@@ -277,9 +299,10 @@ class PretrainConfig:
             self._validate_repository(self.push_to_hub)
         check_weights([source.weight for source in self.sources()])
         if self.init_from is None:
-            self.luna_config(vocab_size=None if self.tokenizer else self.vocab_size)
+            self.model_configuration(vocab_size=None if self.tokenizer else self.vocab_size)
         else:
             self._require("model_config", self.model_config is None, "must be null where init_from gives the model")
+            self._require("model_type", self.model_type == "luna", "must be luna, the only one to be gone on from")
 
     def _validate_length(self):
         units = [unit for unit, keys in LENGTH_KEYS.items() if getattr(self, keys[0]) is not None]

@@ -1,16 +1,17 @@
 """The model of a run: with fresh weights, or with those of a saved one."""
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.yaml_config import ConfigurationError
-from modeling_luna import LunaForMaskedLM
+from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import row_ends
+from pretrain.peers import build_peer, check_length
 from pretrain.saved_model import load_saved_model
 
 
-def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> LunaForMaskedLM:
+def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Make the model in float32, the same on each process and however the random state was before.
 
     Fresh weights come from the run's seed; with `init_from` they are those of a saved model, for the tokenizer and
@@ -24,15 +25,31 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> L
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         if config.init_from is None:
-            luna_config, weights = config.luna_config(len(tokenizer), special_ids), None
+            model_config, weights = config.model_configuration(len(tokenizer), special_ids), None
         else:
-            luna_config, weights = load_saved_model(config, tokenizer, special_ids)
+            model_config, weights = load_saved_model(config, tokenizer, special_ids)
         try:
-            model = LunaForMaskedLM._from_config(luna_config, attn_implementation=config.attn_implementation)
+            model = new_model(model_config, config.attn_implementation)
         except (ValueError, ImportError) as error:
             raise ConfigurationError(f"attn_implementation: {error}") from error
     if weights is not None:
         model.load_state_dict(weights, strict=False)  # a new convolution keeps what it was made with
+    if not isinstance(model, LunaForMaskedLM):
+        check_length(model, config.max_length)
     if config.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        if isinstance(model, LunaForMaskedLM):
+            model.activation_checkpointing_enable()
+        else:
+            model.gradient_checkpointing_enable()
     return model
+
+
+def new_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:
+    """A masked language model with random weights: Luna, or another architecture of Transformers.
+
+    Raises:
+        ValueError, ImportError: where it has not this implementation of attention.
+    """
+    if isinstance(config, LunaConfig):
+        return LunaForMaskedLM._from_config(config, attn_implementation=attn_implementation)
+    return build_peer(config, attn_implementation)

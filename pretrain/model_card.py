@@ -91,10 +91,15 @@ def model_card(model: PreTrainedModel, origin: Origin, progress: Progress, metri
     config = origin.config
     schedule = Schedule.from_config(config, BatchSizes.from_config(config))
     over = schedule.finished(progress.step, progress.seconds)
+    is_luna = config.model_type == "luna"
+    architecture = "[Luna](https://arxiv.org/abs/2106.01540)" if is_luna else f"`{config.model_type}`"
+    attention = (
+        " Luna's attention packs the tokens of a row into a few slots and unpacks them again, so that time and memory "
+        "grow linearly with the length of the row."
+    )
     introduction = (
-        f"A [Luna](https://arxiv.org/abs/2106.01540) encoder of {model.num_parameters():,} parameters, pretrained by "
-        "masked language modelling. Luna's attention packs the tokens of a row into a few slots and unpacks them "
-        "again, so that time and memory grow linearly with the length of the row.\n\n"
+        f"An encoder of the architecture {architecture} with {model.num_parameters():,} parameters, pretrained by "
+        f"masked language modelling.{attention if is_luna else ''}\n\n"
         f"This is {'the finished model, after' if over else 'a checkpoint of a run that was not over, after'} "
         f"{schedule.place(progress.step)} steps."
     )
@@ -106,8 +111,9 @@ def model_card(model: PreTrainedModel, origin: Origin, progress: Progress, metri
         "Limits": "The model has learnt from the text above, with whatever is wrong or one-sided in it, and is not "
         "tuned for any task. It fills masks and represents text; it does not write any.",
         "Versions": _versions(origin),
-        "Citation": f"```bibtex\n{CITATION}\n```",
     }
+    if is_luna:
+        sections["Citation"] = f"```bibtex\n{CITATION}\n```"
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     metadata = _metadata(origin, metrics).to_yaml()
     return f"---\n{metadata}\n---\n\n# {_name(config)}\n\n{introduction}\n\n{body}\n"
@@ -136,7 +142,7 @@ def _metadata(origin: Origin, metrics: list[dict]) -> ModelCardData:
         license=config.license,
         library_name="transformers",
         pipeline_tag="fill-mask",
-        tags=["luna", "linear-attention"],
+        tags=["luna", "linear-attention"] if config.model_type == "luna" else [config.model_type],
         datasets=datasets or None,
         model_name=_name(config),
         eval_results=results or None,
@@ -145,7 +151,13 @@ def _metadata(origin: Origin, metrics: list[dict]) -> ModelCardData:
 
 def _usage(config: PretrainConfig, progress: Progress) -> str:
     place = config.push_to_hub or "PATH_OR_ID"
-    text = f"""With the package `modeling_luna` of Luna for Hugging Face Transformers:
+    plain = f"""```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained("{place}")
+tokenizer = AutoTokenizer.from_pretrained("{place}")
+```"""
+    luna = f"""With the package `modeling_luna` of Luna for Hugging Face Transformers:
 
 ```python
 import modeling_luna  # makes the Auto classes know Luna
@@ -164,6 +176,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 model = AutoModelForMaskedLM.from_pretrained("{place}", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
 ```"""
+    text = luna if config.model_type == "luna" else plain
     if config.push_to_hub:
         text += (
             f'\n\nEvery checkpoint of the run has a tag: `from_pretrained("{place}", '
@@ -206,13 +219,16 @@ def _training(model: PreTrainedModel, origin: Origin, progress: Progress) -> str
     shape = {
         "layers, hidden size, heads": f"{options.num_hidden_layers}, {options.hidden_size}, "
         f"{options.num_attention_heads}",
-        "projection length": options.projection_length,
-        "key and value": "tied" if options.tie_key_value else "untied",
-        "convolution": options.conv_kernel_size or "none",
-        "tokens a row at most": options.max_position_embeddings,
-        "dropout": f"{options.hidden_dropout_prob}, of the attention {options.attention_probs_dropout_prob}",
-        "initializer range": options.initializer_range,
     }
+    if origin.config.model_type == "luna":
+        shape |= {
+            "projection length": options.projection_length,
+            "key and value": "tied" if options.tie_key_value else "untied",
+            "convolution": options.conv_kernel_size or "none",
+            "tokens a row at most": options.max_position_embeddings,
+            "dropout": f"{options.hidden_dropout_prob}, of the attention {options.attention_probs_dropout_prob}",
+            "initializer range": options.initializer_range,
+        }
     recipe = {
         key: value
         for key, value in dataclasses.asdict(origin.config).items()

@@ -61,11 +61,14 @@ def print_plan(
     rising = "" if plan.sizes.ramp_steps == 0 else f"{plan.sizes.start:,} to "
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     options = model.config
+    start = f" from {config.init_from}" if config.init_from else ""
+    own = ""
+    if config.model_type == "luna":
+        own = f"projection length {options.projection_length}, convolution {options.conv_kernel_size or 'none'}, "
     lines = {
-        "Model": f"Luna{f' from {config.init_from}' if config.init_from else ''}, {model.num_parameters():,} "
-        f"parameters: {options.num_hidden_layers} layers, hidden size {options.hidden_size}, "
-        f"{options.num_attention_heads} heads, projection length {options.projection_length}, convolution "
-        f"{options.conv_kernel_size or 'none'}, vocabulary {options.vocab_size:,}",
+        "Model": f"{config.model_type}{start}, {model.num_parameters():,} parameters: {options.num_hidden_layers} "
+        f"layers, hidden size {options.hidden_size}, {options.num_attention_heads} heads, {own}vocabulary "
+        f"{options.vocab_size:,}",
         "Data": f"{sources}: {train['tokens']:,} tokens in {train['documents']:,} documents to learn from, "
         f"{validation['tokens']:,} in {validation['documents']:,} held out",
         "Steps": f"{steps} {rising}{config.batch_size:,} rows of {config.max_length:,} tokens: {tokens:,} "
@@ -131,7 +134,7 @@ class Monitor:
         self.device = accelerator.device
         self.num_processes = accelerator.num_processes
         self.active = accelerator.is_main_process
-        self.luna_config = accelerator.unwrap_model(model).config
+        self.model_config = accelerator.unwrap_model(model).config
         self.schedule = schedule
         self.start = progress.step
         self.totals = DeviceTotals(self.device, progress.skipped_in_a_row)
@@ -229,10 +232,10 @@ class Monitor:
         self._show(progress, totals.loss, speed, now)
 
     def _mfu(self, totals: Totals, seconds: float) -> float | None:
-        """The share of the devices' peak that went into the model's own operations."""
-        if self._peak is None:
+        """The share of the devices' peak that went into the model's own operations; of Luna's alone are they known."""
+        if self._peak is None or self.config.model_type != "luna":
             return None
-        flops = training_flops(self.luna_config, totals.rows, totals.places // totals.rows, totals.labelled)
+        flops = training_flops(self.model_config, totals.rows, totals.places // totals.rows, totals.labelled)
         return round(flops / (seconds * self._peak * self.num_processes), 4)
 
     def _show(self, progress: Progress, loss: float | None, speed: float, now: float):
@@ -270,7 +273,7 @@ class Monitor:
         self._write(record)
         self.say(line)
         collapsed = [number for number, rank in enumerate(ranks or []) if rank < COLLAPSED]
-        if collapsed and self.luna_config.projection_length > 2:
+        if collapsed and self.model_config.projection_length > 2:
             self.say(
                 f"warning: slots have collapsed in layer{'s' if len(collapsed) > 1 else ''} "
                 f"{', '.join(map(str, collapsed))}: the effective rank of P is below {COLLAPSED} there"

@@ -113,7 +113,9 @@ def _tokenizer_identity(config: PretrainConfig) -> dict:
     from pretrain.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(config.tokenizer)
-    config.luna_config(len(tokenizer))  # refuses one that is larger than the model's vocabulary, before any reading
+    config.model_configuration(
+        len(tokenizer)
+    )  # refuses one that is larger than the model's vocabulary, before any reading
     content = json.dumps([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map], sort_keys=True)
     return {"trained": False, "sha256": hashlib.sha256(content.encode()).hexdigest()}
 

@@ -1,4 +1,4 @@
-"""Pretrain Luna by masked language modelling.
+"""Pretrain Luna, or another encoder in its place, by masked language modelling.
 
     accelerate launch pretrain/run_mlm.py configs/pretrain/NAME.yaml [--key value ...]
 
@@ -80,7 +80,8 @@ def pretrain(
         deadline: on the clock of `time.monotonic`, when the run is to end with a checkpoint.
         outbox: of the main process, where checkpoints go to the Hub.
     """
-    from modeling_luna import LunaForMaskedLM
+    from transformers import AutoModelForMaskedLM
+
     from pretrain.averaging import WeightAverage
     from pretrain.batches import EvaluationBatches, TrainingBatches
     from pretrain.checkpoints import Checkpoints
@@ -152,7 +153,7 @@ def pretrain(
         model_folder = checkpoints.save_model(wrapped_model, progress, averaged=average is not None)
     if main_process:
         entropy = manifest["splits"]["validation"]["unigram_entropy"]
-        trained = LunaForMaskedLM.from_pretrained(model_folder)  # the wrapped one may be sharded
+        trained = AutoModelForMaskedLM.from_pretrained(model_folder)  # the wrapped one may be sharded
         report_run(checkpoints.folder, model_folder, trained, tokenizer, validation_rows, validation_loss, entropy)
 
 

@@ -35,6 +35,7 @@ from transformers import (
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
 import modeling_luna  # noqa: F401  (makes the Auto classes know Luna)
+from pretrain.peers import position_limits
 
 
 T = TypeVar("T")
@@ -163,7 +164,7 @@ class MaskedModel:
         fixed_length = _nystromformer_length(config)
         with torch.device("meta"):
             skeleton = AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
-        max_length = min(*_position_limits(skeleton), encoder.tokenizer.model_max_length, fixed_length or NO_LIMIT)
+        max_length = min([*position_limits(skeleton), encoder.tokenizer.model_max_length, fixed_length or NO_LIMIT])
         return cls(
             name=name,
             config=config,
@@ -219,17 +220,6 @@ def _located(name: str, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
     except HFValidationError as error:
         raise ModelError("it is neither a folder nor an id of the Hub") from error
     return hub_id, arguments | {"revision": revision or None}
-
-
-def _position_limits(model: PreTrainedModel) -> list[int]:
-    """The numbers of tokens that the parts of a model which know of positions take."""
-    limits = [getattr(model.config, "max_position_embeddings", None) or NO_LIMIT]
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.split(".")[-1] == "position_embeddings":
-            # RoBERTa and its kin count positions from the row after that of padding.
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - unused)
-    return [limit for limit in limits if limit > 0]
 
 
 def _nystromformer_length(config: PreTrainedConfig) -> int | None:

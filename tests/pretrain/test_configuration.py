@@ -287,21 +287,21 @@ def test_what_does_not_fit_the_model(file: Path, content: str, arguments: str, m
 
 
 def test_the_vocabulary_of_the_model_is_that_of_the_tokenizer_unless_it_is_given(file: Path) -> None:
-    assert load(file).luna_config(vocab_size=1000) == LunaConfig(vocab_size=1000)
+    assert load(file).model_configuration(vocab_size=1000) == LunaConfig(vocab_size=1000)
     larger = load(file, arguments="--vocab_size 300 --model.vocab_size 1024")
-    assert larger.luna_config(vocab_size=300).vocab_size == 1024
+    assert larger.model_configuration(vocab_size=300).vocab_size == 1024
     with pytest.raises(ConfigurationError, match="^model.vocab_size is 1024, but the tokenizer has 1025 tokens"):
-        larger.luna_config(vocab_size=1025)
+        larger.model_configuration(vocab_size=1025)
 
 
 def test_a_given_tokenizer_brings_its_own_vocabulary(file: Path) -> None:
     config = load(file, arguments="--tokenizer folder --vocab_size 5 --model.hidden_size 24")
-    assert config.luna_config(vocab_size=70).vocab_size == 70
+    assert config.model_configuration(vocab_size=70).vocab_size == 70
 
 
 def test_rows_may_be_longer_than_the_positions_where_these_are_computed(file: Path) -> None:
     config = load(file, arguments="--max_length 600 --model.position_embedding_type sinusoidal")
-    assert config.luna_config(vocab_size=300).position_embedding_type == "sinusoidal"
+    assert config.model_configuration(vocab_size=300).position_embedding_type == "sinusoidal"
 
 
 def test_the_fields_of_the_model_may_come_from_a_file_as_transformers_saves_it(file: Path, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_the_fields_of_the_model_may_come_from_a_file_as_transformers_saves_it(f
     )
     saved.save_pretrained(tmp_path)
     arguments = f"--vocab_size 300 --model_config {tmp_path}/config.json --model.projection_length 5"
-    built = load(file, arguments=arguments).luna_config(vocab_size=300)
+    built = load(file, arguments=arguments).model_configuration(vocab_size=300)
     assert (built.hidden_size, built.projection_length, built.vocab_size) == (24, 5, 300)
     assert (built.architectures, built.dtype) == (None, None)
 
@@ -321,7 +321,7 @@ def test_the_fields_of_the_model_may_come_from_a_file_as_transformers_saves_it(f
         (None, "MODEL cannot be read: No such file or directory."),
         ("{", "MODEL is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)."),
         ("[]", "MODEL must hold one JSON object."),
-        ('{"model_type": "bert"}', "MODEL is of a bert model, not of Luna."),
+        ('{"model_type": "bert"}', "MODEL is of a bert model, but model_type is luna."),
         ('{"hidden": 8}', "model: unknown key 'hidden'. Did you mean 'hidden_act'?"),
     ],
 )
@@ -374,7 +374,7 @@ def test_suggestions_name_the_nearest_key_or_all() -> None:
 def test_the_official_sizes(file: Path, name: str, differences: dict[str, Any]) -> None:
     model_file = Path(__file__).parents[2] / f"configs/model/{name}.json"
     config = load(file, arguments=f"--model_config {model_file}")
-    assert config.luna_config(vocab_size=50265) == LunaConfig(**differences)
+    assert config.model_configuration(vocab_size=50265) == LunaConfig(**differences)
     assert json.loads(model_file.read_text())["model_type"] == "luna"
 
 

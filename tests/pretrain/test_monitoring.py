@@ -124,7 +124,7 @@ def test_record_of_the_steps_since_the_last_log(build_monitor: Callable, tmp_pat
     assert metrics(tmp_path) == []
     do_step(monitor, progress, result(4.0, norm=1.5, correct=18), seconds=6.0, waited=1.5)
     (record,) = metrics(tmp_path)
-    flops = 2 * training_flops(monitor.luna_config, ROWS, PLACES // ROWS, LABELLED)
+    flops = 2 * training_flops(monitor.model_config, ROWS, PLACES // ROWS, LABELLED)
     assert record.pop("peak_memory_gib") > 0.05
     assert record == {
         "step": 2,

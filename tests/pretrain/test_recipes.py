@@ -59,7 +59,7 @@ def test_every_file_is_known_here():
 def test_the_configuration_gives_the_model_it_names(name: str):
     config = load(name)
     vocabulary = None if config.tokenizer else config.vocab_size
-    luna_config = config.luna_config(vocabulary)
+    luna_config = config.model_configuration(vocabulary)
     assert count_parameters(luna_config) == PARAMETERS[name]
     assert config.output_dir == f"runs/{name}"
     assert luna_config.max_position_embeddings >= config.max_length
@@ -82,7 +82,7 @@ def test_numbers_of_the_paper(name: str):
     assert (config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay) == (0.9, 0.98, 1e-6, 0.01)
     assert (config.mask_probability, config.masking, config.optimizer) == (0.15, "token", "adamw")
     assert config.packing == "full_sentences" and all(source.weight for source in config.sources())
-    luna_config = config.luna_config(None)
+    luna_config = config.model_configuration(None)
     assert luna_config.projection_length == slots
     assert luna_config.tie_key_value == ("untied" not in name)
     assert luna_config.hidden_dropout_prob == luna_config.attention_probs_dropout_prob == 0.1
@@ -100,7 +100,7 @@ def test_the_modern_recipe_lasts_a_day():
     assert schedule.learning_rate(100, 23.9 * 3600.0) < 0.02 * config.learning_rate
     assert sizes.rows(0) * config.max_length == 2**18
     assert sizes.rows(config.batch_size_ramp_steps) * config.max_length == 2**20
-    assert config.luna_config(None).initializer_range == pytest.approx(768**-0.5, rel=0.01)
+    assert config.model_configuration(None).initializer_range == pytest.approx(768**-0.5, rel=0.01)
     assert (config.optimizer, config.lr_scheduler_type) == ("stable_adamw", "trapezoidal")
     assert config.mask_probability > config.mask_probability_end
 
