@@ -5,6 +5,7 @@ import json
 import re
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ class ConfigurationError(UserError):
     """A key or value that cannot be used."""
 
 
-def read_values(path: Path, overrides: list[str], known: dict[str, Any], nested: str) -> dict[str, Any]:
+def read_values(path: Path, overrides: list[str], known: dict[str, Any], nested: Sequence[str]) -> dict[str, Any]:
     """The values of a configuration: those of a YAML file, changed by `--key value ...`.
 
     Args:
         path: of the file.
         overrides: arguments of the command line. Values are YAML.
         known: type of each key.
-        nested: a key that holds a mapping, whose own keys are written `--NESTED.KEY`.
+        nested: keys that hold mappings, whose own keys are written `--NESTED.KEY`.
 
     Raises:
         ConfigurationError: for a file that is not there or not YAML, an unknown key (with the nearest known one), or
@@ -49,8 +50,8 @@ def read_values(path: Path, overrides: list[str], known: dict[str, Any], nested:
     values = {key: convert(key, value, known[key]) for key, value in values.items()}
     for key, texts in texts_of.items():
         outer, _, inner = key.partition(".")
-        if outer == nested and inner:
-            values[nested] = {**values.get(nested, {}), inner: _parse(key, texts, Any)}
+        if outer in nested and inner:
+            values[outer] = {**values.get(outer, {}), inner: _parse(key, texts, Any)}
         elif key not in known:
             raise ConfigurationError(f"--{key} is not a key of the configuration.{suggest(key, list(known))}")
         else:

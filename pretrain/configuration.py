@@ -380,7 +380,7 @@ def load_config(arguments: list[str]) -> PretrainConfig:
     """
     if not arguments or arguments[0].startswith("--"):
         raise ConfigurationError("usage: run_mlm.py configs/pretrain/NAME.yaml [--key value ...]")
-    values = read_values(Path(arguments[0]), arguments[1:], typing.get_type_hints(PretrainConfig), nested="model")
+    values = read_values(Path(arguments[0]), arguments[1:], typing.get_type_hints(PretrainConfig), nested=["model"])
     if "output_dir" not in values:
         raise ConfigurationError(f"{arguments[0]} names no output_dir: add it, or give --output_dir FOLDER.")
     config = PretrainConfig(**values)

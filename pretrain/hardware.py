@@ -1,14 +1,12 @@
-"""What a run computes on: its peak speed, its memory, its name; and what Luna needs of it for a step."""
+"""What a run computes on: its peak speed, its memory; and what Luna needs of it for a step."""
 
 import functools
-import os
 import platform
 import re
 import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from modeling_luna import LunaConfig
 
@@ -47,7 +45,6 @@ PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
     (r"\bMI100\b", (92.3, None, 46.1)),
 )
 PRODUCT_SIZE = 1024  # rows and columns of the matrices whose product is timed
-GIB = 2**30
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
@@ -136,26 +133,3 @@ def peak_memory(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
-
-
-def describe_hardware(accelerator: Accelerator) -> str:
-    """Devices and nodes of a run in a few words, such as `16 x NVIDIA H100 80GB HBM3 (80 GiB) on 2 nodes`."""
-    processes = accelerator.num_processes
-    nodes = max(1, processes // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
-    where = f" on {nodes} nodes" if nodes > 1 else ""
-    if accelerator.device.type == "cuda":
-        memory = torch.cuda.get_device_properties(accelerator.device).total_memory / GIB
-        return f"{processes} x {torch.cuda.get_device_name(accelerator.device)} ({memory:.0f} GiB){where}"
-    count = "1 process" if processes == 1 else f"{processes} processes"
-    threads = torch.get_num_threads()
-    return f"{count} of {threads} thread{'s' if threads > 1 else ''} on {_processor()}{where}"
-
-
-def _processor() -> str:
-    """The name of the CPU and the number of its logical cores."""
-    cpuinfo = Path("/proc/cpuinfo")
-    match = None
-    if cpuinfo.exists():
-        match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
-    name = match[1].strip() if match else platform.processor() or platform.machine()
-    return f"{name} ({os.cpu_count()} cores)"

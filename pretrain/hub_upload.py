@@ -11,7 +11,6 @@ run replaces the files that it writes itself, touches no others, and leaves a mo
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -26,10 +25,10 @@ import yaml
 from filelock import FileLock, Timeout
 from huggingface_hub import CommitOperationAdd, HfApi, constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import httpx
 
 from common.errors import UserError, report_user_errors
 from common.files import remove_folder, write_json
+from common.hub import blob_id, client_with_timeouts, first_line, may_pass
 
 
 OUTBOX = "hub"  # below the run's folder
@@ -37,9 +36,7 @@ RECORD = "uploaded.json"
 CARD = constants.REPOCARD_NAME
 FINAL = "final"  # the tag of the finished model
 REFUSED, CONNECTED, UNREACHABLE = "refused", "connected", "unreachable"  # the first word that --follow prints
-CONNECT_SECONDS, ANSWER_SECONDS = 10, 120
 FIRST_WAIT, LONGEST_WAIT = 2, 600  # seconds between attempts, doubling
-NOT_FOR_EVER = (408, 412, 429)  # of the statuses below 500 those that may be others at the next attempt
 
 
 class HubError(UserError):
@@ -99,7 +96,7 @@ class Uploader:
         self.uploads: Uploads | None = None
         self.api = HfApi()
         self.card_is_foreign = False
-        set_client_factory(_client_with_timeouts)
+        set_client_factory(client_with_timeouts)
 
     def connect(self) -> Uploads:
         """Find or make the repository, and see that the run may write into it.
@@ -119,10 +116,9 @@ class Uploader:
         except LocalTokenNotFoundError as error:
             raise HubError("push_to_hub: there is no token. Log in with `hf auth login`, or set HF_TOKEN.") from error
         except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status >= 500 or status in NOT_FOR_EVER:
+            if may_pass(error):
                 raise
-            raise HubError(f"push_to_hub: {self.id} cannot be written: {_first_line(error)}") from error
+            raise HubError(f"push_to_hub: {self.id} cannot be written: {first_line(error)}") from error
         if self.private and not info.private:
             raise HubError(
                 f"push_to_hub: {self.id} is there and is public, but hub_private_repo is true. Make it private on its "
@@ -162,7 +158,7 @@ class Uploader:
         files = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*") if path.is_file()}
         info = self.api.model_info(self.id, files_metadata=True)
         card_there = next((file.blob_id for file in info.siblings or () if file.rfilename == CARD), None)
-        card = _blob_id(files[CARD])
+        card = blob_id(files[CARD])
         if card_there not in (None, uploads.card, card):
             del files[CARD]
             if not self.card_is_foreign:
@@ -216,7 +212,7 @@ class Uploader:
             say(str(error), REFUSED)
             return 2
         except Exception as error:
-            say(_first_line(error), UNREACHABLE)
+            say(first_line(error), UNREACHABLE)
         wait = FIRST_WAIT
         while True:
             news.clear()
@@ -230,7 +226,7 @@ class Uploader:
             except Exception as error:
                 if not snapshot.exists():  # the run has given it up, or has a newer one
                     continue
-                say(f"{snapshot.name} is not uploaded ({_first_line(error)}); next attempt in {wait} s")
+                say(f"{snapshot.name} is not uploaded ({first_line(error)}); next attempt in {wait} s")
                 news.wait(wait)  # what is new makes it earlier
                 wait = min(2 * wait, LONGEST_WAIT)
 
@@ -246,7 +242,7 @@ class Uploader:
             except HubError:
                 raise
             except Exception as error:
-                raise HubError(f"{snapshot.name} is not uploaded: {_first_line(error)}") from error
+                raise HubError(f"{snapshot.name} is not uploaded: {first_line(error)}") from error
 
 
 def say(message: str, kind: str = "Hub"):
@@ -258,25 +254,6 @@ def _wait_for_lines(news: threading.Event):
     for _ in sys.stdin:
         news.set()
     os._exit(0)
-
-
-def _client_with_timeouts() -> httpx.Client:
-    """A client for `huggingface_hub`, whose own one waits for ever."""
-    return httpx.Client(follow_redirects=True, timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS))
-
-
-def _blob_id(path: Path) -> str:
-    """What git calls the content of a file."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    """An error in one line, with what caused it where it does not say so itself."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:  # "Error while uploading ..."
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def main(arguments: list[str]) -> int:

@@ -14,10 +14,11 @@ from huggingface_hub.constants import REPOCARD_NAME
 from transformers import PreTrainedModel
 
 import modeling_luna
+from common.citation import LUNA
+from common.hardware import describe_hardware
 from pretrain.batches import BatchSizes
 from pretrain.configuration import PretrainConfig
 from pretrain.curves import draw_curves
-from pretrain.hardware import describe_hardware
 from pretrain.metrics import METRICS_FILE, read_metrics
 from pretrain.monitoring import duration
 from pretrain.progress import Progress
@@ -34,15 +35,6 @@ NOT_OF_THE_RECIPE = (
     "hub_max_waiting", "language", "license", "report_to", "project",
 )  # fmt: skip
 AVERAGED = "averaged_"
-CITATION = """@inproceedings{ma2021luna,
-  title     = {Luna: Linear Unified Nested Attention},
-  author    = {Ma, Xuezhe and Kong, Xiang and Wang, Sinong and Zhou, Chunting and May, Jonathan and Ma, Hao and
-               Zettlemoyer, Luke},
-  booktitle = {Advances in Neural Information Processing Systems},
-  volume    = {34},
-  year      = {2021},
-  url       = {https://arxiv.org/abs/2106.01540}
-}"""
 
 
 @dataclass(frozen=True)
@@ -113,7 +105,7 @@ def model_card(model: PreTrainedModel, origin: Origin, progress: Progress, metri
         "Versions": _versions(origin),
     }
     if is_luna:
-        sections["Citation"] = f"```bibtex\n{CITATION}\n```"
+        sections["Citation"] = f"```bibtex\n{LUNA}\n```"
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     metadata = _metadata(origin, metrics).to_yaml()
     return f"---\n{metadata}\n---\n\n# {_name(config)}\n\n{introduction}\n\n{body}\n"

@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
+from common.hardware import GIB, describe_hardware
 from pretrain.batches import BatchPlan
 from pretrain.configuration import PretrainConfig
 from pretrain.device_totals import DeviceTotals, Totals
-from pretrain.hardware import GIB, describe_hardware, peak_flops, peak_memory, training_flops
+from pretrain.hardware import peak_flops, peak_memory, training_flops
 from pretrain.health import COLLAPSED
 from pretrain.metrics import METRICS_FILE, MetricsFile
 from pretrain.optimization import StepResult, to_device

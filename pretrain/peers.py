@@ -11,6 +11,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from common.encoders import position_limits
 from common.yaml_config import ConfigurationError, suggest
 from pretrain.masking import IGNORED
 
@@ -66,17 +67,6 @@ def check_length(model: PreTrainedModel, length: int):
             f"max_length is {length}, but the model has positions for {limit} tokens: raise "
             f"model.max_position_embeddings (now {getattr(model.config, 'max_position_embeddings', None)})."
         )
-
-
-def position_limits(model: PreTrainedModel) -> list[int]:
-    """The numbers of tokens that the parts of a model which know of positions take."""
-    limits = [getattr(model.config, "max_position_embeddings", None) or 0]
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.split(".")[-1] == "position_embeddings":
-            # RoBERTa and its kin count positions from the row after that of padding.
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - unused)
-    return [limit for limit in limits if limit > 0]
 
 
 def _peer_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:

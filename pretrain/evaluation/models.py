@@ -4,21 +4,18 @@
 into batches and shares these out over the processes.
 """
 
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from tqdm import tqdm
 from transformers import (
@@ -35,12 +32,10 @@ from transformers import (
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
 import modeling_luna  # noqa: F401  (makes the Auto classes know Luna)
-from pretrain.peers import position_limits
+from common.encoders import NO_LIMIT, blocking_mask, fixed_length, located, position_limits
 
 
 T = TypeVar("T")
-
-NO_LIMIT = 10**6  # tokenizers without a limit have a larger model_max_length
 
 
 class ModelError(ValueError):
@@ -152,7 +147,7 @@ class MaskedModel:
             ModelError: where it is not a masked language model with a fast tokenizer.
             OSError, ValueError: of Transformers where it cannot be loaded.
         """
-        path, arguments = _located(name, trust_remote_code)
+        path, arguments = located(name, trust_remote_code)
         config = AutoConfig.from_pretrained(path, **arguments)
         known = type(config) in MODEL_FOR_MASKED_LM_MAPPING
         brought = trust_remote_code and "AutoModelForMaskedLM" in (getattr(config, "auto_map", None) or {})
@@ -161,16 +156,16 @@ class MaskedModel:
                 f"{config.model_type} is no masked language model: AutoModelForMaskedLM has no class for it"
             )
         encoder = TextEncoder(AutoTokenizer.from_pretrained(path, **arguments))
-        fixed_length = _nystromformer_length(config)
+        length = fixed_length(config)
         with torch.device("meta"):
             skeleton = AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
-        max_length = min([*position_limits(skeleton), encoder.tokenizer.model_max_length, fixed_length or NO_LIMIT])
+        max_length = min([*position_limits(skeleton), encoder.tokenizer.model_max_length, length or NO_LIMIT])
         return cls(
             name=name,
             config=config,
             encoder=encoder,
             max_length=max_length if max_length < NO_LIMIT else None,
-            fixed_length=fixed_length,
+            fixed_length=length,
             trust_remote_code=trust_remote_code,
         )
 
@@ -189,7 +184,7 @@ class MaskedModel:
             ModelError: where some of them are not there, so that they would be random.
             OSError, ValueError, RuntimeError: of Transformers where they cannot be loaded.
         """
-        path, arguments = _located(self.name, self.trust_remote_code)
+        path, arguments = located(self.name, self.trust_remote_code)
         weights, report = AutoModelForMaskedLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True, **arguments
         )
@@ -207,26 +202,6 @@ class MaskedModel:
         if isinstance(weights, NystromformerForMaskedLM):
             _invert_row_by_row(weights)
         return Scorer(self, weights.eval().to(device), batch_tokens)
-
-
-def _located(name: str, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` takes for a model: a folder, or an id of the Hub with `@REVISION` after it."""
-    arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if os.path.isdir(name):
-        return name, arguments
-    hub_id, _, revision = name.partition("@")
-    try:
-        validate_repo_id(hub_id)
-    except HFValidationError as error:
-        raise ModelError("it is neither a folder nor an id of the Hub") from error
-    return hub_id, arguments | {"revision": revision or None}
-
-
-def _nystromformer_length(config: PreTrainedConfig) -> int | None:
-    """The length of the rows that Nystromformer averages into its landmarks; it takes no other."""
-    if config.model_type != "nystromformer" or config.num_landmarks == config.segment_means_seq_len:
-        return None
-    return config.segment_means_seq_len
 
 
 def _invert_row_by_row(model: NystromformerForMaskedLM):
@@ -378,18 +353,13 @@ class Scorer:
         return chosen, log_probabilities.argmax(dim=-1) == targets
 
     def _pad(self, input_ids: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows (rows, length) and what is added to their attention scores, (rows, 1, 1, length).
-
-        Transformers 5.24 makes a mask of the usual form (rows, length) into one that does not fit the landmarks of
-        Nystromformer.
-        """
+        """Rows (rows, length) and their mask, as Nystromformer takes it."""
         tokenizer = self.opened.encoder.tokenizer
         padding = tokenizer.mask_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         tokens = input_ids.shape[1]
         input_ids = nn.functional.pad(input_ids, (0, length - tokens), value=padding)
-        added = torch.zeros(input_ids.shape, dtype=self.weights.dtype, device=input_ids.device)
-        added[:, tokens:] = torch.finfo(self.weights.dtype).min
-        return input_ids, added[:, None, None]
+        mask = torch.arange(length, device=input_ids.device).expand(input_ids.shape) < tokens
+        return input_ids, blocking_mask(mask, self.weights.dtype)
 
 
 @contextmanager

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.hardware import describe_hardware
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain import hardware
-from pretrain.hardware import data_sheet, describe_hardware, measure_flops, peak_flops, training_flops
+from pretrain.hardware import data_sheet, measure_flops, peak_flops, training_flops
 
 
 TINY = {

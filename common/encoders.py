@@ -1,0 +1,59 @@
+"""What has to be known of an encoder of Transformers before rows are made for it."""
+
+import os
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from common.errors import UserError
+
+
+NO_LIMIT = 10**6  # tokenizers without a limit have a larger model_max_length
+
+
+def located(name: str, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes for a model: a folder, or an id of the Hub with `@REVISION` after it.
+
+    Raises:
+        UserError: where it is neither.
+    """
+    arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if os.path.isdir(name):
+        return name, arguments
+    hub_id, _, revision = name.partition("@")
+    try:
+        validate_repo_id(hub_id)
+    except HFValidationError as error:
+        raise UserError("it is neither a folder nor an id of the Hub") from error
+    return hub_id, arguments | {"revision": revision or None}
+
+
+def position_limits(model: PreTrainedModel) -> list[int]:
+    """The numbers of tokens that the parts of a model which know of positions take."""
+    limits = [getattr(model.config, "max_position_embeddings", None) or 0]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.split(".")[-1] == "position_embeddings":
+            # RoBERTa and its kin count positions from the row after that of padding.
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - unused)
+    return [limit for limit in limits if limit > 0]
+
+
+def fixed_length(config: PreTrainedConfig) -> int | None:
+    """The length of the rows that Nystromformer averages into its landmarks; it takes no other."""
+    if config.model_type != "nystromformer" or config.num_landmarks == config.segment_means_seq_len:
+        return None
+    return config.segment_means_seq_len
+
+
+def blocking_mask(attention_mask: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """What is added to Nystromformer's attention scores, (rows, 1, 1, length), for a mask (rows, length).
+
+    Transformers 5.24 makes a mask of the usual form into one that does not fit the landmarks.
+    """
+    added = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
+    return added.masked_fill(attention_mask == 0, torch.finfo(dtype).min)[:, None, None]
