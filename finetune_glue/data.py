@@ -1,0 +1,156 @@
+"""The data of a task, from the Hub, a folder in the layout of GLUE, or the files of a task description."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
+
+from common.errors import UserError
+from finetune_glue.glue_files import LAYOUTS, find_files, read_glue_file
+from finetune_glue.rows import Rows, to_dataset
+from finetune_glue.table_files import read_table, rows_of_table
+from finetune_glue.tasks import Task
+
+
+HUB = "hub"
+HELD_OUT_SEED = 0  # of the choice of rows for a validation split; the same in every run
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a task is learned from and judged on.
+
+    Args:
+        splits: by name; columns are the texts (and choices) of the task, "index" (int, number of the row in its file
+            or for the GLUE server) and "label" (int id, float of a regression; not in test splits without labels).
+        source: what to cite: data set of the Hub with its revision, or the folder.
+        notes: rows that were left out, files that were not there, rows that were held out.
+    """
+
+    task: Task
+    splits: dict[str, datasets.Dataset]
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def load_task(task: Task, source: str) -> TaskData:
+    """Read all splits of a task.
+
+    Args:
+        source: `hub`, `hub@REVISION` (of GLUE), or a folder: that of GLUE's files, in which the files of a description
+            are looked for, too, where it also names a data set of the Hub. The files of a description that names no
+            such data set are looked for beside it.
+
+    Raises:
+        UserError: for what is missing or cannot be read, with the file and line.
+    """
+    hub, _, revision = source.partition("@")
+    from_hub = hub == HUB and task.source.hub is not None
+    if from_hub:
+        rows, cited = _hub_rows(task, revision)
+    elif hub == HUB and not task.source.files:
+        raise UserError(f"The task {task.name} is not on the Hub.")
+    else:
+        rows, cited = _file_rows(task, source)
+    splits = {split: to_dataset(task, read, split) for split, read in rows.items()}
+    notes = [note for read in rows.values() for note in read.notes]
+    notes += [f"{task.name}: there is no {split} split" for split in task.test_splits if split not in splits]
+    if task.source.validation_share and not any(split in splits for split in task.validation_splits):
+        splits = _hold_out(task, splits)
+        held_out = splits[task.validation_splits[0]]
+        notes.append(f"{task.name}: {len(held_out):,} of the training rows are held out as the validation split")
+    return TaskData(task, splits, cited, tuple(notes))
+
+
+def _file_rows(task: Task, source: str) -> tuple[dict[str, Rows], str]:
+    if task.name in LAYOUTS:
+        folder = Path(source)
+        found = find_files(task, folder)
+        return {split: read_glue_file(task, path, split) for split, path in found.items()}, str(folder)
+    if not task.source.files:
+        raise UserError(f"The description of {task.name} names no files: use --data hub.")
+    # Own data lie beside their description; published ones where the user keeps them.
+    folder = Path(source) if task.source.hub else task.source.folder
+    rows = {}
+    for split, files in task.source.files.items():
+        paths = [folder / file for file in files]
+        if split in task.test_splits and not any(path.is_file() for path in paths):
+            continue
+        rows[split] = _joined([read_table(task, path) for path in paths])
+    return rows, str(folder)
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    """The rows of several files, numbered through."""
+    if len(parts) == 1:
+        return parts[0]
+    if len({part.labels is None for part in parts}) > 1:
+        without = next(part for part in parts if part.labels is None)
+        raise UserError(f"{without.place} has no labels, but other files of its split have.")
+    count = sum(len(part.index) for part in parts)
+    return Rows(
+        place=parts[0].place,
+        texts={name: [text for part in parts for text in part.texts[name]] for name in parts[0].texts},
+        labels=None if parts[0].labels is None else [label for part in parts for label in part.labels or ()],
+        index=list(range(count)),
+        numbers=[number for part in parts for number in part.numbers],
+        unit=parts[0].unit,
+        places=[part.place for part in parts for _ in part.index],
+    )
+
+
+def _hub_rows(task: Task, revision: str) -> tuple[dict[str, Rows], str]:
+    """The splits of a data set of the Hub, and its name with the commit that was read."""
+    source = task.source
+    assert source.hub is not None and source.hub_columns is not None
+    name, _, described = source.hub.partition("@")
+    revision = described or (revision if task.name in LAYOUTS else "")
+    config = f", configuration {source.hub_config}" if source.hub_config else ""
+    place = f"{name}{f'@{revision}' if revision else ''}{config}"
+    try:
+        builder = datasets.load_dataset_builder(name, source.hub_config, revision=revision or None)
+        builder.download_and_prepare()
+        loaded = builder.as_dataset()
+    except (DatasetsError, HfHubHTTPError, httpx.TransportError, OSError, ValueError) as error:
+        message = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"The data set {place} cannot be loaded from the Hub: {message}. Where there is no network, give a folder "
+            "of its files with --data FOLDER."
+        ) from error
+    rows = {}
+    for split, on_hub in source.hub_splits.items():
+        if on_hub not in loaded:
+            if split in task.test_splits or (source.validation_share and split.startswith("validation")):
+                continue
+            raise UserError(f"The data set {place} has no split {on_hub!r}. Its splits are: {', '.join(loaded)}.")
+        table = loaded[on_hub]
+        where = f"{place}, split {on_hub}"
+        _check_names(task, table, where)
+        rows[split] = rows_of_table(task, source.hub_columns, table, where)
+        if "idx" in table.column_names:
+            rows[split].index = [int(index) for index in table["idx"]]
+    return rows, f"{name}@{builder.hash}"
+
+
+def _check_names(task: Task, table: datasets.Dataset, where: str):
+    """Raise a `UserError` where the labels of the Hub are not those of the task."""
+    assert task.source.hub_columns is not None
+    feature = table.features.get(task.source.hub_columns.label)
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else []
+    if not set(names) <= {*task.labels, *task.label_names}:
+        expected = ", ".join(task.label_names)
+        raise UserError(f"{where} has the labels {', '.join(names)}, but {task.name} has {expected}.")
+
+
+def _hold_out(task: Task, splits: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+    """Move a share of the training rows into the first validation split."""
+    train = splits[task.train_split]
+    if len(train) < 2:
+        raise UserError(f"{task.name} has {len(train)} training rows: too few to hold some out for validation.")
+    count = min(max(1, round(len(train) * task.source.validation_share)), len(train) - 1)
+    parts = train.train_test_split(test_size=count, seed=HELD_OUT_SEED)
+    held_out = {task.train_split: parts["train"], task.validation_splits[0]: parts["test"]}
+    return {**held_out, **{split: rows for split, rows in splits.items() if split not in held_out}}

@@ -1,0 +1,426 @@
+"""Data of one's own files and of the Hub: the same rows and ids wherever they come from."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+from glue_folder import write_glue_folder
+from hub_stand_in import HubStandIn, hub_stand_in
+
+from common.errors import UserError
+from finetune_glue.data import TaskData, load_task
+from finetune_glue.tasks import GLUE, TASKS, Task, read_task
+
+
+CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs" / "tasks"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def describe(folder: Path, **values: Any) -> Task:
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump({"problem": "classification", **values}))
+    return read_task(path)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def write_json_lines(path: Path, rows: list[dict]) -> Path:
+    return write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def error_of(task: Task, source: str = "hub") -> str:
+    with pytest.raises(UserError) as error:
+        load_task(task, source)
+    return str(error.value)
+
+
+def rows_of(data: TaskData, split: str) -> list[dict]:
+    return list(data.splits[split])
+
+
+RATINGS = [
+    {"review": 'fine, really "fine"', "stars": 5},
+    {"review": "two\nlines", "stars": 1},
+    {"review": "NA", "stars": 5},
+    {"review": "12", "stars": 1},
+]
+
+
+def write_ratings(folder: Path, name: str) -> Path:
+    path = folder / name
+    if name.endswith(".csv"):
+        quoted = [f'"{row["review"].replace(chr(34), chr(34) * 2)}",{row["stars"]}' for row in RATINGS]
+        return write(path, "\ufeffreview,stars\n" + "\n".join(quoted) + "\n")
+    if name.endswith(".parquet"):
+        datasets.Dataset.from_list(RATINGS).to_parquet(path)
+        return path
+    write_json_lines(path, RATINGS)
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_own_rows_are_the_same_in_every_format(tmp_path: Path, name: str) -> None:
+    write_ratings(tmp_path, name)
+    task = describe(tmp_path, text="review", label="stars", labels=[1, 5], files={"train": name, "validation": name})
+    data = load_task(task, "hub")
+    expected = [
+        {"review": row["review"], "index": index, "label": int(row["stars"] == 5)} for index, row in enumerate(RATINGS)
+    ]
+    assert rows_of(data, "train") == rows_of(data, "validation") == expected
+    assert data.source == str(tmp_path)
+
+
+def test_tsv_has_no_quoting_and_may_have_no_header(tmp_path: Path) -> None:
+    write(tmp_path / "train.tsv", 'one "quote\tx\t0.5\nother\ty\t-2\n')
+    write(tmp_path / "more.tsv.gz", gzip.compress(b"third\tz\t1e1\n"))
+    task = describe(
+        tmp_path,
+        problem="regression",
+        text=["first", "second"],
+        label="score",
+        header=["first", "second", "score"],
+        files={"train": ["train.tsv", "more.tsv.gz"], "validation": "more.tsv.gz"},
+    )
+    assert rows_of(load_task(task, "hub"), "train") == [
+        {"first": 'one "quote', "second": "x", "index": 0, "label": 0.5},
+        {"first": "other", "second": "y", "index": 1, "label": -2.0},
+        {"first": "third", "second": "z", "index": 2, "label": 10.0},
+    ]
+
+
+def test_an_error_in_one_of_several_files_names_it(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "text,label\na,0\nb,1\n")
+    path = write(tmp_path / "b.csv", "text,label\nc,0\n\nd,3\n")
+    task = describe(tmp_path, text="text", labels=[0, 1], files={"train": ["a.csv", "b.csv"]})
+    assert error_of(task).startswith(f"{path}, line 4: the label is '3', but own has: 0, 1.")
+
+
+def test_a_share_of_the_training_rows_is_held_out_where_there_is_no_validation_split(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "text,label\n" + "".join(f"row {row},{row % 2}\n" for row in range(50)))
+    task = describe(tmp_path, text="text", labels=[0, 1], files={"train": "a.csv"}, validation_share=0.2)
+    first, second = load_task(task, "hub"), load_task(task, "hub")
+    assert {split: len(rows) for split, rows in first.splits.items()} == {"train": 40, "validation": 10}
+    assert sorted(first.splits["train"]["index"][:] + first.splits["validation"]["index"][:]) == list(range(50))
+    assert rows_of(first, "validation") == rows_of(second, "validation")
+    assert rows_of(first, "validation")[0]["text"] == f"row {first.splits['validation']['index'][0]}"
+    assert first.notes == ("own: 10 of the training rows are held out as the validation split",)
+
+
+def test_labels_may_be_written_by_name_or_as_ids_but_numbers_are_themselves(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "text,label\na,bad\nb,1\nc,good\nd,-\n")
+    task = describe(tmp_path, text="text", labels=["bad", "good"], files={"train": "a.csv", "validation": "a.csv"})
+    data = load_task(task, "hub")
+    assert data.splits["train"]["label"][:] == [0, 1, 1]
+    assert f"{tmp_path / 'a.csv'}: 1 rows without an agreed label are left out" in data.notes
+    task = describe(tmp_path, text="text", labels={1: "bad", 2: "good"}, files={"train": "b.csv"})
+    write(tmp_path / "b.csv", "text,label\na,bad\nb,2\nc,0\n")
+    assert error_of(task).startswith(f"{tmp_path / 'b.csv'}, line 4: the label is '0', but own has: 1, 2.")
+
+
+def test_choices_are_columns_or_a_list(tmp_path: Path) -> None:
+    rows = [{"q": {"stem": "why"}, "options": [{"text": "so"}, {"text": "no"}], "right": "B", "x": "so", "y": "no"}]
+    write_json_lines(tmp_path / "a.jsonl", rows)
+    for choices in ("options.text", ["x", "y"]):
+        task = describe(
+            tmp_path,
+            problem="multiple_choice",
+            text="question",
+            choices=choices,
+            label="right",
+            labels=["A", "B"],
+            files={"train": "a.jsonl", "validation": "a.jsonl"},
+            file_columns={"question": "q.stem"},
+        )
+        row = rows_of(load_task(task, "hub"), "train")[0]
+        assert [row[column] for column in task.choice_columns] == ["so", "no"]
+        assert (row["question"], row["label"]) == ("why", 1)
+
+
+def test_test_files_of_a_description_may_have_no_labels_or_be_missing(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "text,label\na,0\nb,1\n")
+    write(tmp_path / "b.csv", "text\nc\nd\n")
+    files = {"train": "a.csv", "validation": "a.csv", "test": "b.csv", "test_new": "c.csv"}
+    data = load_task(describe(tmp_path, text="text", labels=[0, 1], files=files), "hub")
+    assert data.splits["test"].column_names == ["text", "index"]
+    assert data.notes == ("own: there is no test_new split",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "review,stars\na,1\nb\n", "PATH, line 3: 1 columns instead of 2 (review, stars)."),
+        ("a.csv", 'review,stars\n"a,1\n', "PATH, line 2: not CSV: unexpected end of data. Check the quotes."),
+        ("a.csv", "text,stars\na,1\n", "PATH has no column 'review'. Its columns are: text, stars."),
+        ("a.csv", "", "PATH has no column 'review'. Its columns are: none."),
+        ("a.csv", "review,stars\n", "PATH has no rows: the split train of own is empty."),
+        ("a.csv", "review\na\n", "PATH has no labels, which the split train of own needs."),
+        ("a.csv", b"review,stars\ncaf\xe9,1\n", "PATH, line 2: byte 4 (0xe9) is not UTF-8."),
+        ("a.csv.gz", b"review", "PATH cannot be read: Not a gzipped file"),
+        ("a.csv.gz", gzip.compress(b"review,stars\na,1\n" * 99)[:-20], "PATH cannot be read: Compressed file ended"),
+        ("a.xls", "", "PATH: the name must end in one of .tsv, .txt, .csv,"),
+        (
+            "a.jsonl",
+            '{"review": "a", "stars": 1}\n{"review": "b"\n',
+            "PATH, line 2: not JSON: Expecting ',' delimiter",
+        ),
+        ("a.jsonl", b'{"review": "caf\xe9", "stars": 1}\n', "PATH, line 1: byte 16 (0xe9) is not UTF-8."),
+        ("a.jsonl", "", "PATH cannot be read as json: it holds no rows."),
+        ("a.jsonl", '{"review": "a", "stars": 1}\n{"review": 3, "stars": 1}\n', "PATH, row 2: review is 3, but"),
+        ("a.jsonl", '{"review": 3, "stars": 1}\n', "PATH, row 1: review is 3, but must be text."),
+        ("a.jsonl", '{"review": "a", "stars": 1}\n{"review": "b"}\n', "PATH, row 2: the label is '', but own has: 1"),
+        ("a.jsonl", '{"text": "a", "stars": 1}\n', "PATH has no column 'review'. Its columns are: text, stars."),
+        ("a.parquet", "not parquet", "PATH cannot be read as parquet: "),
+    ],
+)
+def test_what_can_be_wrong_with_own_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    path = write(tmp_path / name, content)
+    task = describe(tmp_path, text="review", label="stars", labels=[1, 5], files={"train": name})
+    assert error_of(task).startswith(message.replace("PATH", str(path)))
+
+
+def test_a_missing_file_is_named_with_those_beside_it(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "train.csv", "a,b\n")
+    task = describe(tmp_path, text="review", labels=[1, 5], files={"train": "data/trian.csv"})
+    assert error_of(task) == f"There is no file {tmp_path}/data/trian.csv; {tmp_path}/data holds: train.csv."
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"options": ["a", "b", "c"]}, "row 1: options is ['a', 'b', 'c'], but must list 2 choices, one for each of"),
+        ({"options": "a"}, "row 1: options is 'a', but must list 2 choices"),
+        ({"choices": ["a", "b"]}, " has no column 'options'. Its columns are: choices, question, label."),
+    ],
+)
+def test_what_can_be_wrong_with_choices(tmp_path: Path, row: dict, message: str) -> None:
+    write_json_lines(tmp_path / "a.jsonl", [{**row, "question": "why", "label": "A"}])
+    values = {"text": "question", "choices": "options", "labels": ["A", "B"], "files": {"train": "a.jsonl"}}
+    assert message in error_of(describe(tmp_path, problem="multiple_choice", **values))
+    write(tmp_path / "a.csv", "question,options,label\n")
+    task = describe(tmp_path, problem="multiple_choice", **values | {"files": {"train": "a.csv"}})
+    assert error_of(task) == "own: a list of choices needs JSON lines or Parquet; CSV has one column for each."
+
+
+def test_published_files_of_other_tasks_are_read_from_the_folder_of_data(tmp_path: Path) -> None:
+    snli = [
+        {"sentence1": "a", "sentence2": "b", "gold_label": "neutral", "annotator_labels": ["neutral"]},
+        {"sentence1": "c", "sentence2": "d", "gold_label": "-", "annotator_labels": ["neutral", "entailment"]},
+    ]
+    for split in ("train", "dev", "test"):
+        write_json_lines(tmp_path / "snli_1.0" / f"snli_1.0_{split}.jsonl", snli)
+    data = load_task(read_task(CONFIGS / "snli.yaml"), str(tmp_path))
+    for split in ("train", "validation", "test"):
+        assert rows_of(data, split) == [{"premise": "a", "hypothesis": "b", "index": 0, "label": 1}]
+    assert len(data.notes) == 3
+
+    question = {"stem": "where", "choices": [{"label": letter, "text": f"in {letter}"} for letter in "ABCDE"]}
+    for name in ("train_rand_split", "dev_rand_split", "test_rand_split_no_answers"):
+        answer = {} if "test" in name else {"answerKey": "C"}
+        write_json_lines(tmp_path / "commonsenseqa" / f"{name}.jsonl", [{"question": question, **answer}])
+    data = load_task(read_task(CONFIGS / "commonsenseqa.yaml"), str(tmp_path))
+    choices = {f"choice{place}": f"in {letter}" for place, letter in enumerate("ABCDE")}
+    assert rows_of(data, "validation") == [{"question": "where", **choices, "index": 0, "label": 2}]
+    assert rows_of(data, "test") == [{"question": "where", **choices, "index": 0}]
+
+
+# Runs in its own process, since the libraries read the address of the Hub when they are imported.
+LOAD = """
+import json, sys
+from pathlib import Path
+from common.errors import UserError
+from finetune_glue.data import load_task
+from finetune_glue.tasks import find_tasks
+results = []
+for name, source in json.load(sys.stdin):
+    try:
+        data = load_task(find_tasks([name])[0], source)
+        results.append([{split: list(rows) for split, rows in data.splits.items()}, data.source, data.notes])
+    except UserError as error:
+        results.append(str(error))
+print(json.dumps(results))
+"""
+
+
+def load_in_process(environment: dict[str, str], *requests: tuple[str, str]) -> list[Any]:
+    environment = environment | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD],
+        input=json.dumps(requests),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def publish(folder: Path, config: str, splits: dict[str, datasets.Dataset]) -> dict:
+    """Write the splits of a configuration as on the Hub, and return what the card says of them."""
+    files = []
+    for split, table in splits.items():
+        path = folder / config / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(path)
+        files.append({"split": split, "path": f"{config}/{path.name}"})
+    return {"config_name": config, "data_files": files}
+
+
+def publish_glue(data: TaskData, folder: Path) -> dict:
+    """A task of GLUE as the Hub has it: ids of the label names, -1 where there is no label, and `idx`."""
+    splits = {}
+    for split, table in data.splits.items():
+        count = len(table)
+        if "label" not in table.column_names or data.task.name == "ax":
+            table = table.remove_columns([*{"label"} & {*table.column_names}])
+            missing = [-1.0 if data.task.problem == "regression" else -1] * count
+            table = table.add_column("label", missing)
+        table = table.rename_column("index", "idx")
+        if data.task.labels:
+            table = table.cast_column("label", datasets.ClassLabel(names=list(data.task.label_names)))
+        splits[split] = table
+    return publish(folder, data.task.name, splits)
+
+
+def write_card(folder: Path, configs: list[dict]) -> None:
+    write(folder / "README.md", f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubStandIn, Path]]:
+    """The Hub with GLUE and the data sets of configs/tasks; and the folder that GLUE's rows come from."""
+    folder = tmp_path_factory.mktemp("hub")
+    glue = write_glue_folder(tmp_path_factory.mktemp("glue"), rows=8, validation_rows=4, test_rows=3)
+    published = folder / "datasets"
+    tasks = [load_task(TASKS[name], str(glue)) for name in (*GLUE, "ax")]
+    write_card(published / "nyu-mll/glue", [publish_glue(data, published / "nyu-mll/glue") for data in tasks])
+
+    names = datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])
+    snli = datasets.Dataset.from_dict({"premise": ["a", "c"], "hypothesis": ["b", "d"], "label": [2, -1]})
+    snli = snli.cast_column("label", names)
+    splits = dict.fromkeys(("train", "validation", "test"), snli)
+    write_card(published / "stanfordnlp/snli", [publish(published / "stanfordnlp/snli", "plain_text", splits)])
+
+    imdb = datasets.Dataset.from_dict({"text": [f"film {row}" for row in range(20)], "label": [0, 1] * 10})
+    imdb = imdb.cast_column("label", datasets.ClassLabel(names=["neg", "pos"]))
+    splits = {"train": imdb, "test": imdb}
+    write_card(published / "stanfordnlp/imdb", [publish(published / "stanfordnlp/imdb", "plain_text", splits)])
+
+    race = datasets.Dataset.from_list(
+        [{"article": "text", "question": "why _?", "options": ["a", "b", "c", "d"], "answer": "D"}]
+    )
+    splits = dict.fromkeys(("train", "validation", "test"), race)
+    write_card(published / "ehovy/race", [publish(published / "ehovy/race", "all", splits)])
+
+    choices = {"label": list("ABCDE"), "text": list("vwxyz")}
+    questions = datasets.Dataset.from_list([{"question": "where", "choices": choices, "answerKey": "B"}])
+    unlabelled = datasets.Dataset.from_list([{"question": "where", "choices": choices, "answerKey": ""}])
+    splits = {"train": questions, "validation": questions, "test": unlabelled}
+    write_card(published / "tau/commonsense_qa", [publish(published / "tau/commonsense_qa", "default", splits)])
+    with hub_stand_in(folder) as running:
+        yield running, glue
+    assert running.unknown_requests == []
+
+
+def test_glue_of_the_hub_has_the_rows_of_the_files(hub: tuple[HubStandIn, Path], tmp_path: Path) -> None:
+    running, glue = hub
+    names = (*GLUE, "ax")
+    loaded = load_in_process(running.environment(tmp_path / "home"), *((name, "hub") for name in names))
+    commit = running.repository("nyu-mll/glue", "datasets").head().id
+    for name, (splits, source, notes) in zip(names, loaded, strict=True):
+        expected = {split: list(rows) for split, rows in load_task(TASKS[name], str(glue)).splits.items()}
+        if name == "ax":
+            expected["test"] = [{key: row[key] for key in row if key != "label"} for row in expected["test"]]
+        assert splits == expected
+        assert (source, notes) == (f"nyu-mll/glue@{commit}", [])
+
+
+def test_other_data_sets_of_the_hub(hub: tuple[HubStandIn, Path], tmp_path: Path) -> None:
+    running, _ = hub
+    requests = [(str(CONFIGS / f"{name}.yaml"), "hub") for name in ("snli", "imdb", "race", "commonsenseqa")]
+    snli, imdb, race, questions = load_in_process(running.environment(tmp_path / "home"), *requests)
+    assert snli[0]["train"] == [{"premise": "a", "hypothesis": "b", "index": 0, "label": 2}]
+    assert len(snli[2]) == 3
+    assert {split: len(rows) for split, rows in imdb[0].items()} == {"train": 18, "validation": 2, "test": 20}
+    assert race[0]["test"] == [
+        {
+            "article": "text",
+            "question": "why _?",
+            **{f"choice{place}": letter for place, letter in enumerate("abcd")},
+            "index": 0,
+            "label": 3,
+        }
+    ]
+    assert [questions[0]["train"][0][f"choice{place}"] for place in range(5)] == list("vwxyz")
+    assert questions[0]["train"][0]["label"] == 1
+    assert "label" not in questions[0]["test"][0]
+
+
+def test_a_revision_is_the_one_that_was_asked_for(hub: tuple[HubStandIn, Path], tmp_path: Path) -> None:
+    running, _ = hub
+    repository = running.repository("nyu-mll/glue", "datasets")
+    first = repository.head().id
+    card = repository.folder / "README.md"
+    kept = card.read_text()
+    card.write_text(kept + "\nChanged.\n")
+    try:
+        second = repository.head().id
+        old, new, wrong = load_in_process(
+            running.environment(tmp_path / "home"), ("rte", f"hub@{first}"), ("rte", "hub"), ("rte", "hub@v9")
+        )
+    finally:
+        card.write_text(kept)
+    assert (old[1], new[1]) == (f"nyu-mll/glue@{first}", f"nyu-mll/glue@{second}")
+    assert wrong.startswith("The data set nyu-mll/glue@v9, configuration rte cannot be loaded from the Hub: ")
+    assert "v9" in wrong.partition("loaded from the Hub: ")[2]
+
+
+def test_what_can_be_wrong_on_the_hub(hub: tuple[HubStandIn, Path], tmp_path: Path) -> None:
+    running, _ = hub
+    shared = {"problem": "classification", "text": "text", "labels": ["neg", "pos"], "hub": "stanfordnlp/imdb"}
+    described = {
+        "labels": {**shared, "labels": ["bad", "good"]},
+        "column": {**shared, "text": "review"},
+        "split": {**shared, "hub_splits": {"train": "training"}},
+        "unknown": {**shared, "hub": "stanfordnlp/imbd"},
+    }
+    for name, values in described.items():
+        write(tmp_path / f"{name}.yaml", yaml.safe_dump(values))
+    labels, column, split, unknown = load_in_process(
+        running.environment(tmp_path / "home"), *((str(tmp_path / f"{name}.yaml"), "hub") for name in described)
+    )
+    place = "stanfordnlp/imdb"
+    assert labels == f"{place}, split train has the labels neg, pos, but labels has bad, good."
+    assert column == f"{place}, split train has no column 'review'. Its columns are: text, label."
+    assert split == f"The data set {place} has no split 'training'. Its splits are: train, test."
+    assert unknown.startswith("The data set stanfordnlp/imbd cannot be loaded from the Hub: ")
+
+
+@pytest.mark.slow  # the libraries try again for half a minute
+def test_a_hub_that_cannot_be_reached(hub: tuple[HubStandIn, Path], tmp_path: Path) -> None:
+    running, _ = hub
+    with running.down():
+        offline, local = load_in_process(
+            running.environment(tmp_path / "other"), ("rte", "hub"), ("rte", str(tmp_path / "none"))
+        )
+    assert offline.startswith("The data set nyu-mll/glue, configuration rte cannot be loaded from the Hub: ")
+    assert offline.endswith("give a folder of its files with --data FOLDER.")
+    assert local.startswith("There is no folder ")
