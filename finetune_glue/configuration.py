@@ -1,0 +1,155 @@
+"""The configuration of fine-tuning: a YAML file, with `--key value` overrides."""
+
+import dataclasses
+import typing
+from pathlib import Path
+
+from common.yaml_config import ConfigurationError, read_values, suggest
+from finetune_glue.settings import settings
+from finetune_glue.tasks import GLUE, TASKS, Task, find_tasks
+
+
+SAVE_MODELS = ("best", "all", "none")
+UNTRAINED = "untrained:"  # before a model: fresh weights in its place
+TRANSFER_FROM = "mnli"
+TRANSFER_TO = ("rte", "mrpc", "stsb")
+USAGE = "usage: run_glue.py configs/glue/NAME.yaml [--key value ...]"
+
+
+@dataclasses.dataclass
+class GlueConfig:
+    """Every key of `configs/glue/*.yaml`, with its default."""
+
+    output_dir: str
+
+    # What is fine-tuned: folders or ids of the Hub (with `@REVISION` if need be), one or several, of any encoder of
+    # Transformers. `NAME=MODEL` gives one a name for tables and folders; `untrained:MODEL` is one of the same
+    # architecture and tokenizer with fresh weights.
+    model: str | list = dataclasses.field(default_factory=list)
+    trust_remote_code: bool = False
+
+    # On what: names of GLUE's tasks, `all` of them, or files of configs/tasks; and where GLUE's data are: `hub`, or a
+    # folder in GLUE's original layout.
+    tasks: str | list = "all"
+    data: str = "hub"
+
+    # How: fields of `finetune_glue.settings.Hyperparameters`, for all tasks and for single ones; `grid` lists values
+    # of some of them to try. Each combination is run with the seeds 1 to `seeds`.
+    hyperparameters: dict = dataclasses.field(default_factory=dict)
+    per_task: dict = dataclasses.field(default_factory=dict)
+    grid: dict = dataclasses.field(default_factory=dict)
+    seeds: int = 5
+    transfer: bool = False  # RTE, MRPC and STS-B start from the best model of MNLI instead of the pretrained one
+
+    # On what machine. `side_by_side` cells run at once, each on a device of its own where there are several.
+    side_by_side: int = 1
+    per_device_train_batch_size: int | None = None  # rows that a device takes at once, at most; null: all its share
+    mixed_precision: str | None = None  # or "bf16"
+
+    # What is kept of the fine-tuned models: of each task and model the "best", "all", or "none".
+    save_models: str = "best"
+    push_to_hub: str | None = None  # NAMESPACE or NAMESPACE/PREFIX of the best models' repositories
+    hub_private_repo: bool | None = None
+
+    def task_list(self) -> list[Task]:
+        """The tasks in the order of GLUE's table, one's own after them.
+
+        Raises:
+            ConfigurationError: for a name that is no task.
+        """
+        entries = self.tasks if isinstance(self.tasks, list) else self.tasks.split(",")
+        tasks: dict[str, Task] = {}
+        for task in find_tasks([str(entry).strip() for entry in entries]):
+            if task.training_task:
+                raise ConfigurationError(
+                    f"tasks: {task.name} has no training data: every model of {task.training_task} is judged on it; "
+                    "name that task."
+                )
+            if task.name in tasks or (task.name in TASKS and task is not TASKS[task.name]):
+                raise ConfigurationError(f"tasks: there are two of the name {task.name!r}: rename a description file.")
+            tasks[task.name] = task
+        order = [*GLUE, *tasks]
+        return sorted(tasks.values(), key=lambda task: order.index(task.name))
+
+    def models(self) -> dict[str, str]:
+        """Folder or id of each model by its name."""
+        entries = self.model if isinstance(self.model, list) else [self.model]
+        if not entries:
+            raise ConfigurationError("model: name one, a folder or an id of the Hub (--model runs/demo/model).")
+        models: dict[str, str] = {}
+        for entry in map(str, entries):
+            name, equals, source = entry.partition("=")
+            if not equals or "/" in name:
+                name, source = _short_name(entry), entry
+            if not source or not name:
+                raise ConfigurationError(f"model: {entry!r} names no model.")
+            if name in models:
+                raise ConfigurationError(
+                    f"model: {models[name]} and {source} would both be called {name}: name them with NAME=MODEL."
+                )
+            models[name] = source
+        return models
+
+    def validate(self):
+        """Raise a `ConfigurationError` that names the key where a value makes no sense."""
+        self._require("seeds", self.seeds >= 1, "must be at least 1")
+        self._require("side_by_side", self.side_by_side >= 1, "must be at least 1")
+        self._require("save_models", self.save_models in SAVE_MODELS, f"must be one of {', '.join(SAVE_MODELS)}")
+        self._require("mixed_precision", self.mixed_precision in (None, "bf16", "no"), "must be bf16, no or null")
+        limit = self.per_device_train_batch_size
+        self._require("per_device_train_batch_size", limit is None or limit >= 1, "must be at least 1, or null")
+        tasks = self.task_list()
+        self.models()
+        for name, values in self.per_task.items():
+            known = [*GLUE, *(task.name for task in tasks)]
+            if name not in known:
+                raise ConfigurationError(f"per_task: {name!r} is no task.{suggest(name, known)}")
+            if not isinstance(values, dict):
+                raise ConfigurationError(f"per_task.{name} is {values!r}: it must be a mapping of hyper-parameters.")
+        for key, values in self.grid.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigurationError(f"grid.{key} is {values!r}: it must be a list of values to try.")
+            if len({str(value) for value in values}) < len(values):
+                raise ConfigurationError(f"grid.{key} lists a value twice.")
+        for task in tasks:
+            list(settings(task.name, self.hyperparameters, self.per_task, self.grid))
+        if self.transfer:
+            names = [task.name for task in tasks]
+            self._require(
+                "transfer",
+                TRANSFER_FROM in names and any(name in names for name in TRANSFER_TO),
+                f"needs {TRANSFER_FROM} among the tasks, and one of {', '.join(TRANSFER_TO)}",
+            )
+            self._require("save_models", self.save_models != "none", "must be best or all where transfer is true")
+
+    def _require(self, key: str, fulfilled: bool, message: str):
+        if not fulfilled:
+            raise ConfigurationError(f"{key} is {getattr(self, key)!r}: it {message}.")
+
+
+def load_config(arguments: list[str]) -> GlueConfig:
+    """Read `FILE.yaml --key value ...`; keys of the mappings are written `--hyperparameters.KEY` and `--grid.KEY`.
+
+    Raises:
+        ConfigurationError: for a file that is not there or not YAML, an unknown key, or a value that cannot be used.
+    """
+    if not arguments or arguments[0].startswith("--"):
+        raise ConfigurationError(USAGE)
+    known = typing.get_type_hints(GlueConfig)
+    values = read_values(Path(arguments[0]), arguments[1:], known, nested=("hyperparameters", "grid"))
+    if "output_dir" not in values:
+        raise ConfigurationError(f"{arguments[0]} names no output_dir: add it, or give --output_dir FOLDER.")
+    config = GlueConfig(**values)
+    config.validate()
+    return config
+
+
+def _short_name(source: str) -> str:
+    """The last part of a path or id; the folder above it where it is just called `model`."""
+    untrained = source.startswith(UNTRAINED)
+    source, _, revision = source.removeprefix(UNTRAINED).partition("@")
+    parts = [part for part in Path(source).parts if part not in ("/", ".", "..")]
+    if len(parts) > 1 and parts[-1] == "model":
+        parts = parts[:-1]
+    name = parts[-1] if parts else ""
+    return f"{'untrained-' if untrained else ''}{name}{f'@{revision}' if revision else ''}".replace("/", "-")

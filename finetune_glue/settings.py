@@ -1,0 +1,118 @@
+"""The hyper-parameters of a cell: what holds for all tasks, for one task, and at a point of the grid."""
+
+import dataclasses
+import itertools
+import math
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from common.yaml_config import ConfigurationError, convert, suggest
+
+
+SCHEDULES = ("linear", "cosine", "polynomial", "constant", "constant_with_warmup")
+DEFAULT = "default"  # name of the only setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters:
+    """How a model is fine-tuned on a task. Names are those of `transformers.TrainingArguments` where it has them."""
+
+    learning_rate: float = 2e-5
+    batch_size: int = 32  # rows of one optimiser step, over all processes
+    num_train_epochs: float = 10.0
+    max_steps: int | None = None  # ends training earlier or later than the epochs would
+    warmup_steps: float = 0.06  # below 1: a share of all steps
+    lr_scheduler_type: str = "linear"
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.98
+    adam_epsilon: float = 1e-6
+    max_grad_norm: float = 0.0  # 0: gradients are not clipped
+    max_length: int = 512  # tokens of a row; the rest is cut off
+    # Fields of the model's configuration: dropouts, `classifier_pooling` and the like. What an architecture does not
+    # have is left out and said.
+    model: dict = dataclasses.field(default_factory=dict)
+
+    evaluations_per_epoch: int = 1
+    load_best_model_at_end: bool = (
+        True  # by the score on the first validation split; else the weights of the last step
+    )
+    early_stopping_patience: int | None = None  # evaluations without a better score
+    group_by_length: bool = True  # rows of like length share a batch
+
+    def validate(self, place: str):
+        """Raise a `ConfigurationError` for a value that makes no sense.
+
+        Args:
+            place: where the hyper-parameters come from, for the message.
+        """
+
+        def require(key: str, fulfilled: bool, message: str):
+            if not fulfilled:
+                raise ConfigurationError(f"{place}: {key} is {getattr(self, key)!r}: it {message}.")
+
+        for key in ("learning_rate", "num_train_epochs", "adam_epsilon"):
+            require(key, 0 < getattr(self, key) < math.inf, "must be above 0")
+        for key in ("batch_size", "evaluations_per_epoch"):
+            require(key, getattr(self, key) >= 1, "must be at least 1")
+        for key in ("max_steps", "early_stopping_patience"):
+            require(key, getattr(self, key) is None or getattr(self, key) >= 1, "must be at least 1, or null")
+        for key in ("warmup_steps", "weight_decay", "max_grad_norm"):
+            require(key, 0 <= getattr(self, key) < math.inf, "must not be negative")
+        require("warmup_steps", self.warmup_steps < 1 or self.warmup_steps.is_integer(), "must be whole, or below 1")
+        for key in ("adam_beta1", "adam_beta2"):
+            require(key, 0 <= getattr(self, key) < 1, "must be at least 0 and below 1")
+        require("max_length", self.max_length >= 8, "must be at least 8")
+        require("lr_scheduler_type", self.lr_scheduler_type in SCHEDULES, f"must be one of {', '.join(SCHEDULES)}")
+        require(
+            "early_stopping_patience",
+            self.early_stopping_patience is None or self.load_best_model_at_end,
+            "must be null where load_best_model_at_end is false",
+        )
+
+
+TYPES = typing.get_type_hints(Hyperparameters)
+
+
+def settings(
+    task: str, for_all: dict[str, Any], per_task: dict[str, dict[str, Any]], grid: dict[str, list]
+) -> Iterator[tuple[str, Hyperparameters]]:
+    """The name and the hyper-parameters of each point of the grid for a task.
+
+    Args:
+        task: its name.
+        for_all: hyper-parameters of all tasks.
+        per_task: of single tasks, which come before those of all.
+        grid: values to try of some of them, which come before both. A key `model.NAME` is a field of the model.
+
+    Raises:
+        ConfigurationError: for an unknown key, a value of the wrong type, or one that makes no sense.
+    """
+    base = _checked("hyperparameters", for_all)
+    own = _checked(f"per_task.{task}", per_task.get(task, {}))
+    base = {**base, **own, "model": {**base.get("model", {}), **own.get("model", {})}}
+    for values in itertools.product(*grid.values()):
+        point = dict(zip(grid, values, strict=True))
+        merged = {**base, "model": dict(base["model"])}
+        for key, value in point.items():
+            outer, _, field = key.partition(".")
+            if field and outer == "model":
+                merged["model"][field] = value
+            else:
+                merged |= _checked("grid", {key: value})
+        hyperparameters = Hyperparameters(**merged)
+        hyperparameters.validate(f"hyper-parameters of {task}")
+        yield ",".join(f"{key}={_short(value)}" for key, value in point.items()) or DEFAULT, hyperparameters
+
+
+def _checked(place: str, values: dict[str, Any]) -> dict[str, Any]:
+    for key in values:
+        if key not in TYPES:
+            raise ConfigurationError(f"{place}: unknown key {key!r}.{suggest(key, list(TYPES))}")
+    return {key: convert(f"{place}.{key}", value, TYPES[key]) for key, value in values.items()}
+
+
+def _short(value: Any) -> str:
+    """A value in the name of a folder."""
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "-")
