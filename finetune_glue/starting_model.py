@@ -1,0 +1,200 @@
+"""The model that a cell starts from: its tokenizer, its weights, and a new head for the task."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMultipleChoice,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import modeling_luna  # noqa: F401 - makes the Auto classes know Luna
+from common.encoders import NO_LIMIT, fixed_length, located, position_limits
+from common.errors import UserError
+from finetune_glue.batches import Collator
+from finetune_glue.tasks import Task
+
+
+UNTRAINED = "untrained:"  # before a model: fresh weights in place of its own
+POOLER = "pooler"  # part of an encoder that a masked language model leaves out
+
+
+@dataclass(frozen=True)
+class StartingModel:
+    """A model with a head for a task that has learnt nothing yet.
+
+    Args:
+        model: float32, on the CPU.
+        max_length: the number of tokens that its positions allow; None where there is no limit.
+        fixed_length: what every row must be padded to, for architectures that take rows of one length only.
+        notes: what was asked for and left out.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int | None
+    fixed_length: int | None
+    notes: tuple[str, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that it embeds."""
+        return len(self.model.get_input_embeddings().weight)  # type: ignore[arg-type]
+
+    def collator(self) -> Collator:
+        """Makes its batches."""
+        padding = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
+        return Collator(padding, inspect.signature(self.model.forward).parameters, self.fixed_length)
+
+
+def load_starting_model(
+    name: str,
+    task: Task,
+    fields: dict,
+    seed: int,
+    init_from: Path | None = None,
+    trust_remote_code: bool = False,
+) -> StartingModel:
+    """Load a pretrained model with a new head.
+
+    Args:
+        name: a folder, or an id of the Hub, with `@REVISION` for one that is not the newest; after `untrained:` its
+            architecture and its tokenizer count alone.
+        fields: values of the model's configuration; what the architecture does not have is left out.
+        seed: of the head's weights.
+        init_from: folder of a fine-tuned model of the same architecture that gives the weights of the encoder.
+        trust_remote_code: whether the model may run Python code that it brings along.
+
+    Raises:
+        UserError: where it cannot be loaded, lacks weights or its tokenizer, or has no head for the task.
+    """
+    with _explained(name):
+        config, tokenizer, unknown = _opened(name, task, fields, trust_remote_code)
+        path, arguments = located(name.removeprefix(UNTRAINED), trust_remote_code)
+        auto_class = _auto_class(task)
+        transformers.set_seed(seed)
+        if name.startswith(UNTRAINED):
+            model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+        else:
+            model, report = auto_class.from_pretrained(
+                path, config=config, dtype=torch.float32, output_loading_info=True, **arguments
+            )
+            _check_weights(model, report["missing_keys"])
+        limits = position_limits(model)
+    if init_from is not None:
+        with _explained(str(init_from)):
+            _take_encoder(model, init_from, trust_remote_code)
+    length = fixed_length(config)
+    limit = min([*limits, length or NO_LIMIT])
+    return StartingModel(
+        model=model,
+        tokenizer=tokenizer,
+        max_length=limit if limit < NO_LIMIT else None,
+        fixed_length=length,
+        notes=tuple(f"model.{field} is left out: {config.model_type} has no such field" for field in unknown),
+    )
+
+
+def check_starting_model(name: str, task: Task, fields: dict, trust_remote_code: bool):
+    """Look at a model before anything takes time: its configuration, its tokenizer, and its head for a task.
+
+    Raises:
+        UserError: where `load_starting_model` would find one of them missing.
+    """
+    with _explained(name):
+        _opened(name, task, fields, trust_remote_code)
+
+
+def _opened(
+    name: str, task: Task, fields: dict, trust_remote_code: bool
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, dict]:
+    """The configuration and the tokenizer of a model, and the fields that it does not have."""
+    path, arguments = located(name.removeprefix(UNTRAINED), trust_remote_code)
+    config, unknown = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **arguments, **fields)
+    _check_head(_auto_class(task), config, trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
+    _check_tokenizer(tokenizer)
+    _name_labels(config, task)
+    return config, tokenizer, unknown
+
+
+def _auto_class(task: Task) -> Any:
+    return AutoModelForMultipleChoice if task.problem == "multiple_choice" else AutoModelForSequenceClassification
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Say of which model it is that something goes wrong in."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"The model {name}: a field of its configuration cannot be used: {reason}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"The model {name} cannot be fine-tuned: {reason}") from error
+
+
+def _check_head(auto_class: type, config: PreTrainedConfig, trust_remote_code: bool):
+    brought = trust_remote_code and auto_class.__name__ in (getattr(config, "auto_map", None) or {})
+    if type(config) not in auto_class._model_mapping and not brought:  # type: ignore[attr-defined]
+        raise UserError(f"{auto_class.__name__} has no class for the architecture {config.model_type}.")
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase):
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # What Transformers makes of a folder without the files of the vocabulary.
+        raise UserError(
+            "the files of its tokenizer are not there (tokenizer.json and tokenizer_config.json): save it into the "
+            "folder with tokenizer.save_pretrained."
+        )
+    if tokenizer.pad_token_id is None:
+        raise UserError("its tokenizer has no padding token: set pad_token in tokenizer_config.json.")
+
+
+def _name_labels(config: PreTrainedConfig, task: Task):
+    """Let the saved model say what its labels are."""
+    names = task.label_names or task.labels
+    config.num_labels = len(names) or 1
+    if names:
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: id for id, name in enumerate(names)}
+    if task.problem != "multiple_choice":
+        config.problem_type = "regression" if task.problem == "regression" else "single_label_classification"
+
+
+def _check_weights(model: PreTrainedModel, missing: list[str]):
+    """Raise a `UserError` where a part of the encoder is not there, so that it would be random."""
+    prefix = f"{model.base_model_prefix}."
+    names = sorted(name for name in missing if name.startswith(prefix) and POOLER not in name)
+    if names:
+        listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise UserError(
+            f"{len(names)} weights of its encoder are not there ({listed}): config.json and the weights do not belong "
+            "together, or the file is not whole."
+        )
+
+
+def _take_encoder(model: PreTrainedModel, folder: Path, trust_remote_code: bool):
+    """Give the encoder of `model` the weights of a fine-tuned one; the head stays new."""
+    path, arguments = located(str(folder), trust_remote_code)
+    encoder = AutoModel.from_pretrained(path, dtype=torch.float32, **arguments)
+    if encoder.config.model_type != model.config.model_type:
+        raise UserError(f"it is a {encoder.config.model_type}, but {model.config.model_type} is to start from it.")
+    missing, _ = model.base_model.load_state_dict(encoder.state_dict(), strict=False)
+    if missing:
+        raise UserError(f"it lacks {len(missing)} weights of the encoder, such as {missing[0]}.")

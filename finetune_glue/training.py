@@ -1,0 +1,218 @@
+"""One fine-tuning: a cell's model is trained, judged and, if wanted, saved into the cell's folder."""
+
+import dataclasses
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import modeling_luna
+from common.errors import UserError
+from common.files import remove_folder, write_folder, write_json, write_text
+from common.hardware import describe_hardware
+from finetune_glue.batches import padding_share
+from finetune_glue.cell_trainer import CellTrainer, Log, Progress
+from finetune_glue.cells import RESULT, Cell
+from finetune_glue.data import TaskData
+from finetune_glue.encoding import EncodedRows, encode
+from finetune_glue.metrics import check_metrics, evaluate, is_constant, predicted, score
+from finetune_glue.starting_model import StartingModel, load_starting_model
+from finetune_glue.tasks import Task
+
+
+LOG = "log.jsonl"
+MODEL = "model"
+PREDICTIONS = "predictions"
+PACKAGES = ("accelerate", "datasets", "numpy", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a cell.
+
+    Args:
+        task: that they belong to: the cell's, or one whose rows are only predicted.
+        index: (rows,), their numbers in the file or for the GLUE server.
+        encoded: their tokens and labels.
+    """
+
+    task: Task
+    index: list[int]
+    encoded: EncodedRows
+
+
+def run_cell(
+    cell: Cell,
+    data: TaskData,
+    *,
+    diagnostics: Sequence[TaskData] = (),
+    save_model: bool = True,
+    init_from: Path | None = None,
+    trust_remote_code: bool = False,
+    per_device_train_batch_size: int | None = None,
+    mixed_precision: str | None = None,
+    on_progress: Callable[[int, int], object] | None = None,
+) -> dict:
+    """Fine-tune a cell's model, and leave result, log, predictions and model in its folder.
+
+    To be called by all processes of a launch; the main one writes.
+
+    Args:
+        diagnostics: data of tasks without training data, which the model is judged on, too.
+        save_model: whether `model/` is written.
+        init_from: folder of a fine-tuned model whose encoder it starts from, instead of the pretrained one.
+        trust_remote_code: whether the model may run Python code that it brings along.
+        per_device_train_batch_size: rows that a process takes at once, at most; the others follow.
+        mixed_precision: `bf16` or `no`; none: what the launcher says.
+        on_progress: called in the main process after each step, with its number and that of all steps.
+
+    Returns:
+        What `result.json` has.
+
+    Raises:
+        UserError: for a model or data that cannot be used, and where the loss is no number any more.
+    """
+    started = time.perf_counter()
+    check_metrics(cell.task)
+    start = load_starting_model(
+        cell.model, cell.task, cell.hyperparameters.model, cell.seed, init_from, trust_remote_code
+    )
+    splits = encode_splits(cell, start, [data, *diagnostics])
+    trainer = CellTrainer(
+        start,
+        cell.task,
+        splits[cell.task.train_split].encoded,
+        splits[cell.task.validation_splits[0]].encoded,
+        cell.hyperparameters,
+        cell.seed,
+        cell.folder,
+        per_device_train_batch_size,
+        mixed_precision,
+    )
+    main = trainer.is_world_process_zero()
+    if main:
+        remove_folder(cell.folder / PREDICTIONS)  # of an earlier call that came to nothing
+        trainer.add_callback(Log(cell.folder / LOG))
+        if on_progress is not None:
+            trainer.add_callback(Progress(on_progress))
+    trainer.train()
+    trainer.selection.restore(start.model)
+    logits = {
+        name: trainer.logits_of(split.encoded) for name, split in splits.items() if name != cell.task.train_split
+    }
+    result = _result(cell, data, start, splits, logits, trainer)
+    if main:
+        for name, values in logits.items():
+            write_predictions(cell.folder / PREDICTIONS / f"{name}.tsv", cell.task, splits[name].index, values)
+        if save_model:
+            write_folder(cell.folder / MODEL, lambda folder: _save(start, folder))
+        result["seconds"] = round(time.perf_counter() - started, 3)
+        write_json(cell.folder / RESULT, result)
+    return result
+
+
+def encode_splits(cell: Cell, start: StartingModel, all_data: Sequence[TaskData]) -> dict[str, Split]:
+    """The rows of the cell's task by split, and those of diagnostics by the name of their task.
+
+    Raises:
+        UserError: where a split that is needed is not there, or diagnostics have other labels than the task.
+    """
+    max_length = _max_length(cell, start)
+    splits = {}
+    for data in all_data:
+        task = data.task
+        own = task.name == cell.task.name
+        if task.labels != cell.task.labels:
+            raise UserError(f"{task.name} has the labels {task.labels}, but {cell.task.name} has {cell.task.labels}.")
+        wanted = (task.train_split, *task.validation_splits) if own else ()
+        for split in wanted:
+            if split not in data.splits:
+                raise UserError(f"{task.name} has no split {split} in {data.source}: it needs {' and '.join(wanted)}.")
+        for split, rows in data.splits.items():
+            name = split if own else task.name if len(data.splits) == 1 else f"{task.name}_{split}"
+            encoded = encode(data, split, start.tokenizer, max_length, start.vocab_size)
+            splits[name] = Split(task, rows["index"][:], encoded)
+    return splits
+
+
+def write_predictions(path: Path, task: Task, index: Sequence[int], logits: np.ndarray):
+    """Write the label (or number) that is predicted for each row; logits are (rows, labels)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = predicted(task, logits)
+    texts = (
+        [f"{value:.6f}" for value in values] if task.problem == "regression" else [task.labels[id] for id in values]
+    )
+    lines = [f"{number}\t{text}\n" for number, text in zip(index, texts, strict=True)]
+    write_text(path, "index\tprediction\n" + "".join(lines))
+
+
+def _result(
+    cell: Cell,
+    data: TaskData,
+    start: StartingModel,
+    splits: dict[str, Split],
+    logits: dict[str, np.ndarray],
+    trainer: CellTrainer,
+) -> dict:
+    """What the result file has, but for the time."""
+    notes = [*data.notes, *start.notes]
+    if _max_length(cell, start) < cell.hyperparameters.max_length:
+        notes.append(
+            f"max_length is {cell.hyperparameters.max_length}, but the model has {start.max_length} positions: rows "
+            "are cut there"
+        )
+    metrics = {}
+    for name, values in logits.items():
+        labels = splits[name].encoded.labels
+        if labels is not None:
+            metrics[name] = evaluate(splits[name].task, values, labels)
+            if is_constant(predicted(cell.task, values)):
+                notes.append(f"{name}: all predictions are the same, so that a correlation counts as 0")
+    train = splits[cell.task.train_split].encoded
+    shares = {
+        name: padding_share(train.lengths, trainer.batches.plan, cell.seed, grouped, start.fixed_length)
+        for name, grouped in (("random", False), ("grouped", True))
+    }
+    return {
+        "task": cell.task.name,
+        "model": cell.model,
+        "model_name": cell.model_name,
+        "setting": cell.setting,
+        "hyperparameters": dataclasses.asdict(cell.hyperparameters),
+        "seed": cell.seed,
+        "init_from_task": cell.init_from_task,
+        "metrics": metrics,
+        "score": score(cell.task, metrics[cell.task.validation_splits[0]]),
+        "best_step": trainer.selection.step or trainer.state.global_step,
+        "steps": trainer.state.global_step,
+        "history": trainer.selection.history,
+        "rows": {name: len(split.encoded) for name, split in splits.items()},
+        "truncated": {name: split.encoded.truncated for name, split in splits.items()},
+        "padding_share": {name: round(share, 4) for name, share in shares.items()},
+        "tokens_per_second": round(trainer.tokens_per_second(), 1),
+        "num_parameters": start.model.num_parameters(),
+        "model_type": start.model.config.model_type,
+        "mixed_precision": trainer.accelerator.mixed_precision,
+        "data": data.source,
+        "notes": notes,
+        "hardware": describe_hardware(trainer.accelerator),
+        "versions": _versions(),
+    }
+
+
+def _max_length(cell: Cell, start: StartingModel) -> int:
+    return min(cell.hyperparameters.max_length, start.max_length or cell.hyperparameters.max_length)
+
+
+def _save(start: StartingModel, folder: Path):
+    start.model.save_pretrained(folder)
+    start.tokenizer.save_pretrained(folder)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "modeling_luna": modeling_luna.__version__}
+    return versions | {name: importlib.metadata.version(name) for name in PACKAGES}
