@@ -1,4 +1,4 @@
-# Pretraining runs in .venv, tests and lint in .venv-dev. Each is made with $(PYTHON) when it is needed and brought up to
+# Pretraining and fine-tuning run in .venv, tests and lint in .venv-dev. Each is made with $(PYTHON) when it is needed and brought up to
 # date when pyproject.toml or constraints.txt have changed. They are two since the built-in corpus is made of what is
 # installed, and since the packages that the tests try Luna with print lines of their own.
 
@@ -8,11 +8,13 @@ JOBS ?= 2
 INSTALLED := .venv/installed
 INSTALLED_DEV := .venv-dev/installed
 
-.PHONY: help pretrain test test-fast lint clean
+.PHONY: help pretrain glue test test-fast lint clean
 
 help:
 	@echo "make pretrain    pretrain a small Luna on this computer's CPU: configs/pretrain/demo.yaml;"
 	@echo "                 ARGS=\"--key value ...\" changes keys of it"
+	@echo "make glue        fine-tune that model on a small task: configs/glue/demo.yaml; for GLUE itself"
+	@echo "                 ARGS=\"--tasks cola,rte --data hub --output_dir runs/glue\" (--data FOLDER: files)"
 	@echo "make test        all tests, in JOBS=2 processes"
 	@echo "make test-fast   the tests but for the slow ones"
 	@echo "make lint        ruff and mypy"
@@ -24,6 +26,12 @@ help:
 pretrain: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 pretrain: $(INSTALLED)
 	@.venv/bin/accelerate launch --quiet --config_file configs/accelerate/cpu.yaml pretrain/run_mlm.py configs/pretrain/demo.yaml $(ARGS)
+
+glue: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+glue: $(INSTALLED)
+	@test -d runs/demo/model || { echo "error: there is no runs/demo/model yet: run \`make pretrain\` first" >&2; exit 1; }
+	@.venv/bin/python finetune_glue/demo_task.py data/demo-task
+	@.venv/bin/python finetune_glue/run_glue.py configs/glue/demo.yaml $(ARGS)
 
 # Two processes with one thread each; the tests of a file stay in one of them, since they share what they set up.
 test test-fast: export OMP_NUM_THREADS := 1
@@ -38,8 +46,8 @@ lint: $(INSTALLED_DEV)
 	@.venv-dev/bin/ruff format --check .
 	@.venv-dev/bin/mypy
 
-$(INSTALLED): EXTRAS := pretrain
-$(INSTALLED_DEV): EXTRAS := pretrain,deepspeed,trackers,dev
+$(INSTALLED): EXTRAS := pretrain,glue
+$(INSTALLED_DEV): EXTRAS := pretrain,glue,deepspeed,trackers,dev
 $(INSTALLED) $(INSTALLED_DEV): pyproject.toml constraints.txt
 	@version=$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version=none; \
 	case "$$version" in \

@@ -1,0 +1,31 @@
+"""What a run leaves beside its cells: tables, a picture, cards, the zip for the GLUE server, and models on the Hub."""
+
+from pathlib import Path
+
+from common.files import write_json, write_text
+from finetune_glue.cells import Cell
+from finetune_glue.configuration import GlueConfig
+from finetune_glue.model_card import write_cards
+from finetune_glue.picture import draw_results
+from finetune_glue.push import push_models, repository_ids
+from finetune_glue.results import read_results
+from finetune_glue.submission import write_submissions
+from finetune_glue.tables import csv_text, markdown, terminal_table
+
+
+def write_report(config: GlueConfig, cells: list[Cell]):
+    """Write all of it for the cells that are finished, and print the table."""
+    folder = Path(config.output_dir)
+    results = read_results(folder, config.task_list(), [cell.folder for cell in cells])
+    write_json(folder / "results.json", results.to_json())
+    write_text(folder / "results.md", markdown(results))
+    write_text(folder / "results.csv", csv_text(results))
+    draw_results(results, folder / "results.png")
+    write_cards(results, repository_ids(results, config.push_to_hub) if config.push_to_hub else {})
+    print(f"\n{terminal_table(results)}")
+    for line in write_submissions(results, folder):
+        print(line)
+    if config.push_to_hub:
+        for line in push_models(results, folder, config.push_to_hub, config.hub_private_repo):
+            print(line)
+    print(f"\nTable    {folder / 'results.md'} (and .csv, .json)\nPicture  {folder / 'results.png'}", flush=True)

@@ -1,0 +1,47 @@
+"""Fine-tune encoders on GLUE, or on one's own tasks.
+
+    python finetune_glue/run_glue.py configs/glue/NAME.yaml --model FOLDER_OR_ID [--tasks all] [--key value ...]
+
+- Each task, model, setting and seed is a cell with a folder of its own. A second call runs what is missing or has
+  failed; a killed one loses the cell that it was at.
+- The data, the order of the rows, the new head and dropout of a cell depend on its seed alone.
+- What comes out: a table (Markdown, CSV), a picture, results.json, the best models with their cards, and the zip for
+  the GLUE server.
+"""
+
+import sys
+
+from common.errors import report_user_errors
+from finetune_glue.configuration import GlueConfig, load_config
+
+
+def main(config: GlueConfig) -> int:
+    """Run what is missing and write the results; the exit code is 1 where a cell has failed."""
+    # These imports take seconds, and a wrong key is said before.
+    from finetune_glue.cells import plan_cells
+    from finetune_glue.launch import end_processes, start_processes
+    from finetune_glue.push import check_push
+    from finetune_glue.report import write_report
+    from finetune_glue.scheduler import delete_unwanted_models, run_cells
+    from finetune_glue.starting_model import check_starting_model
+
+    main_process = start_processes(config)
+    cells = plan_cells(config)
+    for cell in {(cell.model, cell.task.problem, str(cell.hyperparameters.model)): cell for cell in cells}.values():
+        check_starting_model(cell.model, cell.task, cell.hyperparameters.model, config.trust_remote_code)
+    if config.push_to_hub:
+        check_push(config.push_to_hub)
+    try:
+        run_cells(config, cells)
+        if main_process:
+            delete_unwanted_models(config, cells)
+    finally:
+        if main_process:
+            write_report(config, cells)
+    end_processes()
+    return int(any(cell.result() is None for cell in cells))
+
+
+if __name__ == "__main__":
+    with report_user_errors(kept="The same command runs what is missing."):
+        sys.exit(main(load_config(sys.argv[1:])))

@@ -1,0 +1,304 @@
+"""Which cell is run when and by which process, until each is finished or has failed."""
+
+import gc
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock
+from tqdm import tqdm
+
+from common.errors import UserError
+from finetune_glue.cells import Cell
+from finetune_glue.configuration import GlueConfig
+from finetune_glue.data import TaskData, load_task
+from finetune_glue.launch import be_quiet
+from finetune_glue.results import ERROR, MODEL, Group, Run, best_group
+from finetune_glue.tasks import TASKS, Task
+from finetune_glue.training import run_cell
+
+
+WAIT = 1.0  # seconds between two looks at what other processes are doing
+
+
+def run_cells(config: GlueConfig, cells: list[Cell]):
+    """Run what is missing or has failed before, here or in processes side by side.
+
+    Several calls with the same configuration share the cells out among themselves.
+    """
+    for cell in cells:
+        _clear_damaged(cell)
+    missing = sum(cell.result() is None for cell in cells)
+    if missing < len(cells):
+        print(f"{len(cells) - missing} of {len(cells)} cells are finished already", flush=True)
+    if not missing:
+        return
+    workers = min(config.side_by_side, missing)
+    if workers == 1:
+        Worker(config, cells).work()
+        return
+    context = multiprocessing.get_context("spawn")
+    processes = []
+    for number in range(workers):
+        with _environment(number, workers):
+            process = context.Process(target=_work, args=(config, cells))
+            process.start()
+        processes.append(process)
+    try:
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.terminate()
+    lost = [process.exitcode for process in processes if process.exitcode]
+    if lost:
+        print(f"{len(lost)} of {workers} processes ended early, with {lost}: what they ran is missing", flush=True)
+
+
+def _clear_damaged(cell: Cell):
+    """Say once that a result is damaged; its cell is missing from then on."""
+    if cell.result() is None and (lock := cell.take()):
+        if cell.result() is None:
+            cell.clear()
+        lock.release()
+
+
+def _work(config: GlueConfig, cells: list[Cell]):
+    be_quiet()
+    Worker(config, cells, bar=False).work()
+
+
+class Worker:
+    """A process, or all processes of one launch together, that runs one cell after the other."""
+
+    def __init__(self, config: GlueConfig, cells: list[Cell], bar: bool = True):
+        self.config, self.cells = config, cells
+        self.state = PartialState(cpu=not torch.cuda.is_available())
+        self.bar = bar and self.state.is_main_process and sys.stdout.isatty()
+        self.started = time.time()
+        self.tried: set[Path] = set()
+        self.loaded: dict[str, TaskData | UserError] = {}
+
+    def say(self, line: str):
+        if self.state.is_main_process:
+            print(line, flush=True)
+
+    def work(self):
+        """Run cells until each has ended here or elsewhere."""
+        while True:
+            taken = self._take() if self.state.is_main_process else None
+            number = self._agreed(self.cells.index(taken[0]) if taken else None)
+            if number is None:
+                return
+            try:
+                self._run(self.cells[number])
+            finally:
+                if taken:
+                    taken[1].release()
+
+    def _take(self) -> tuple[Cell, FileLock] | None:
+        """The next cell to run, locked; waits while others run those that are left."""
+        while True:
+            waiting = False
+            for cell in self.cells:
+                if self._has_ended(cell):
+                    continue
+                lock = cell.take() if self._is_ready(cell) else None
+                if lock is None:
+                    waiting = True
+                elif self._has_ended(cell):  # meanwhile, elsewhere
+                    lock.release()
+                else:
+                    return cell, lock
+            if not waiting:
+                return None
+            time.sleep(WAIT)
+
+    def _has_ended(self, cell: Cell) -> bool:
+        """Whether a cell is finished, or has failed since this call began."""
+        return cell.folder in self.tried or cell.failed_after(self.started) or cell.result() is not None
+
+    def _is_ready(self, cell: Cell) -> bool:
+        """Whether the models that a cell may start from are there."""
+        return all(self._has_ended(source) for source in self._sources(cell))
+
+    def _sources(self, cell: Cell) -> list[Cell]:
+        return [
+            source
+            for source in self.cells
+            if source.task.name == cell.init_from_task and source.model_name == cell.model_name
+        ]
+
+    def _run(self, cell: Cell):
+        ended = sum(self._has_ended(other) for other in self.cells)
+        self.say(f"cell {ended + 1} of {len(self.cells)}: {cell}{self._time_left()}")
+        self.tried.add(cell.folder)
+        if self.state.is_main_process:
+            # What stays where the process is killed: it is not run again by others of this call.
+            cell.fail("the process that ran it ended early")
+        with tqdm(disable=not self.bar, leave=False, unit="step", dynamic_ncols=True) as bar:
+            try:
+                result = run_cell(
+                    cell,
+                    self._load(cell.task),
+                    diagnostics=self._diagnostics(cell.task),
+                    save_model=self.config.save_models != "none",
+                    init_from=self._start(cell),
+                    trust_remote_code=self.config.trust_remote_code,
+                    per_device_train_batch_size=self.config.per_device_train_batch_size,
+                    mixed_precision=self.config.mixed_precision,
+                    on_progress=lambda step, steps: _show(bar, step, steps),
+                )
+            except Exception as error:
+                # With several processes the others may wait for this one in a collective: only what all of them
+                # see alike can be gone on from.
+                if self.state.num_processes > 1 and not isinstance(error, UserError):
+                    raise
+                bar.close()
+                message = str(error) or repr(error)
+                if self.state.is_main_process:
+                    cell.fail(message, traceback.format_exc())
+                self.say(f"    failed: {message}\n    {cell.folder / ERROR} has the details")
+            else:
+                bar.close()
+                if self.state.is_main_process:
+                    (cell.folder / ERROR).unlink()
+                    self._prune(cell)
+                    score, seconds = 100 * result["score"], duration(result["seconds"])
+                    self.say(f"    {cell.task.score_name} {score:.1f} in {seconds}")
+            finally:
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+
+    def _load(self, task: Task) -> TaskData:
+        """The data of a task, read once."""
+        if task.name not in self.loaded:
+            try:
+                data = self.loaded[task.name] = load_task(task, self.config.data)
+                for note in data.notes:
+                    self.say(f"    {note}")
+            except UserError as error:
+                self.loaded[task.name] = error
+        loaded = self.loaded[task.name]
+        if isinstance(loaded, UserError):
+            raise loaded
+        return loaded
+
+    def _diagnostics(self, task: Task) -> list[TaskData]:
+        """The data of tasks that models of this one are judged on, as far as they are there."""
+        found = []
+        for other in TASKS.values():
+            if other.training_task == task.name:
+                first = other.name not in self.loaded
+                try:
+                    found.append(self._load(other))
+                except UserError as error:
+                    if first:
+                        self.say(f"    {other.title} is left out: {error}")
+        return found
+
+    def _start(self, cell: Cell) -> Path | None:
+        """The folder of the fine-tuned model that a cell starts from, if it does."""
+        if cell.init_from_task is None:
+            return None
+        best = best_run(self._sources(cell))
+        if best is None:
+            raise UserError(
+                f"there is no {cell.init_from_task} model of {cell.model_name} to start from: its cells have failed."
+            )
+        return best.folder / MODEL
+
+    def _prune(self, cell: Cell):
+        """Of a setting only the best seed's model may stay."""
+        if self.config.save_models == "best":
+            key = (cell.task, cell.model_name, cell.setting)
+            rivals = [other for other in self.cells if (other.task, other.model_name, other.setting) == key]
+            ended = [rival for rival in rivals if rival.result() is not None]
+            _keep_best_model(ended, ended)
+
+    def _time_left(self) -> str:
+        """' (about 12 min left)', by the cells of the same task and model, or of the same task, or any."""
+        seconds: dict[tuple, list[float]] = {}
+        for cell in self.cells:
+            if (result := cell.result()) is not None:
+                for key in ((cell.task.name, cell.model_name), (cell.task.name,), ()):
+                    seconds.setdefault(key, []).append(result["seconds"])
+        if not seconds:
+            return ""
+        left = 0.0
+        for cell in self.cells:
+            if not self._has_ended(cell):
+                keys = ((cell.task.name, cell.model_name), (cell.task.name,), ())
+                left += median(next(seconds[key] for key in keys if key in seconds))
+        return f" (about {duration(left / self.config.side_by_side)} left)"
+
+    def _agreed(self, number: int | None) -> int | None:
+        """The main process's number, in all of them."""
+        return broadcast_object_list([number])[0] if self.state.num_processes > 1 else number
+
+
+def delete_unwanted_models(config: GlueConfig, cells: list[Cell]):
+    """Keep the fine-tuned models that `save_models` asks for, once all cells have ended."""
+    if config.save_models == "all":
+        return
+    for task, model_name in {(cell.task, cell.model_name): None for cell in cells}:
+        rivals = [cell for cell in cells if (cell.task, cell.model_name) == (task, model_name)]
+        _keep_best_model(rivals if config.save_models == "best" else [], rivals)
+
+
+def _keep_best_model(candidates: list[Cell], cells: list[Cell]):
+    best = best_run(candidates)
+    for cell in cells:
+        if best is None or cell.folder != best.folder:
+            shutil.rmtree(cell.folder / MODEL, ignore_errors=True)
+
+
+def best_run(cells: list[Cell]) -> Run | None:
+    """The best seed of the best setting among cells of one task and model."""
+    runs: dict[str, list[Run]] = {}
+    for cell in cells:
+        runs.setdefault(cell.setting, []).append(Run(cell.seed, cell.folder, cell.result()))
+    groups = [Group(cells[0].model_name, cells[0].task, setting, tuple(seeds)) for setting, seeds in runs.items()]
+    best = best_group(groups)
+    return best.best if best else None
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _show(bar: tqdm, step: int, steps: int):
+    bar.total = steps
+    bar.update(step - bar.n)
+
+
+@contextmanager
+def _environment(number: int, workers: int) -> Iterator[None]:
+    """What a process that is started now inherits: a device of its own if there are several, or a share of cores."""
+    before = dict(os.environ)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(device) for device in range(torch.cuda.device_count())]
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
