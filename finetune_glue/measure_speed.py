@@ -8,6 +8,7 @@ take turns; the medians of all turns but the first count. Evaluations, loading a
 
 import argparse
 import itertools
+import math
 import statistics
 import tempfile
 import time
@@ -98,7 +99,7 @@ def time_bare_loop(
         weight_decay=hyperparameters.weight_decay,
         fused=True,
     )
-    warmup = int(hyperparameters.warmup_steps * len(batches))
+    warmup = math.ceil(hyperparameters.warmup_steps * len(batches))  # a share of them
     schedule = get_scheduler(hyperparameters.lr_scheduler_type, optimizer, warmup, len(batches))
     started = time.perf_counter()
     for inputs in DataLoader(rows, batch_sampler=batches, collate_fn=start.collator()):

@@ -146,6 +146,8 @@ def _explained(name: str) -> Iterator[None]:
         raise UserError(f"The model {name}: a field of its configuration cannot be used: {reason}") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own; set trust_remote_code to true if it may run here."
         raise UserError(f"The model {name} cannot be fine-tuned: {reason}") from error
 
 

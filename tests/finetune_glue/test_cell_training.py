@@ -1,4 +1,4 @@
-"""A cell from end to end: what it learns, what it leaves, that it can be repeated, on several processes, and errors."""
+"""A cell from end to end: what it learns and leaves, that it can be repeated, on several processes, and errors."""
 
 import dataclasses
 import importlib.util
@@ -39,8 +39,14 @@ specification.loader.exec_module(cell_two_ranks)
 
 PEERS = ("luna", "roberta", "bert", "modernbert", "distilbert", "nystromformer")
 VARYING = ("seconds", "tokens_per_second")
-LEARNS = {"learning_rate": 5e-3, "num_train_epochs": 8.0, "batch_size": 8}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+LEARNS = {
+    "learning_rate": 1e-2,
+    "num_train_epochs": 10.0,
+    "batch_size": 8,
+    "max_grad_norm": 1.0,
+    "model": NO_DROPOUT,
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +103,7 @@ def test_what_a_cell_learns_and_leaves(run: Callable, folder: Path, tmp_path: Pa
     progress = []
     result = run("rte", options={"on_progress": lambda *steps: progress.append(steps)}, **LEARNS)
     assert result["score"] == result["metrics"]["validation"]["accuracy"] > 0.9
-    assert result["steps"] == 56 and progress == [(step, 56) for step in range(1, 57)]
+    assert result["steps"] == 70 and progress == [(step, 70) for step in range(1, 71)]
     assert result["rows"] == {"train": 49, "validation": 24, "test": 12}
     assert result["truncated"] == {"train": 0, "validation": 0, "test": 0}
     assert 0 <= result["padding_share"]["grouped"] < result["padding_share"]["random"]
@@ -110,7 +116,7 @@ def test_what_a_cell_learns_and_leaves(run: Callable, folder: Path, tmp_path: Pa
     assert json.loads((cell / "result.json").read_text(encoding="utf-8")).keys() == result.keys()
     log = [json.loads(line) for line in (cell / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [record["loss"] for record in log if "loss" in record]
-    assert len(losses) == 56 and losses[-1] < 0.5 * losses[0]
+    assert len(losses) == 70 and losses[-1] < 0.5 * losses[0]
 
     # The saved model is the one that was judged, and knows the names of its labels.
     data = load_task(TASKS["rte"], str(folder / "glue"))
@@ -140,7 +146,7 @@ def test_the_same_again_bit_by_bit(run: Callable, tmp_path: Path):
 @pytest.mark.parametrize("model", PEERS)
 def test_any_encoder_on_pairs_and_numbers(run: Callable, model: str, tmp_path: Path):
     for task in ("mrpc", "stsb"):
-        result = run(task, model, into=task)
+        result = run(task, model, into=task, max_steps=4)
         assert result["model_type"] == model and np.isfinite(result["score"])
         AutoModelForSequenceClassification.from_pretrained(tmp_path / task / "model")
     assert set(result["metrics"]["validation"]) == {"pearson", "spearman", "loss"}
@@ -168,8 +174,7 @@ def test_mnli_has_two_validation_splits_and_diagnostics(run: Callable, folder: P
     found = predictions(tmp_path / "cell" / "predictions" / "ax.tsv")
     assert len(found) == 12 and set(found) <= set(TASKS["mnli"].labels)
     assert not (tmp_path / "cell" / "model").exists()
-    if "label" in diagnostics.splits["test"].column_names:
-        assert set(metrics["ax"]) == {"matthews_correlation", "loss"}
+    assert set(metrics["ax"]) == {"matthews_correlation", "loss"}
 
 
 @pytest.mark.parametrize("model", ["luna", "bert"])
@@ -188,9 +193,8 @@ def test_multiple_choice(run: Callable, model: str, tmp_path: Path):
     generator = np.random.default_rng(0)
 
     def split(rows: int) -> datasets.Dataset:
-        columns: dict[str, list] = {
-            name: [] for name in ("question", "choice0", "choice1", "choice2", "label", "index")
-        }
+        names = (*task.text_columns, *task.choice_columns, "label", "index")
+        columns: dict[str, list] = {name: [] for name in names}
         for row in range(rows):
             label = int(generator.integers(3))
             columns["question"].append("which is good")
@@ -271,24 +275,18 @@ def test_two_processes_give_the_same_curve(folder: Path, tmp_path: Path, task: s
 
 
 @pytest.mark.parametrize("best", [True, False])
-def test_the_best_evaluation_or_the_last(run: Callable, tmp_path: Path, best: bool):
-    """A high rate makes the score rise and fall."""
-    result = run(
-        "cola",
-        load_best_model_at_end=best,
-        evaluations_per_epoch=4,
-        learning_rate=2e-2,
-        num_train_epochs=4.0,
-        lr_scheduler_type="constant",
-        batch_size=8,
-    )
-    scores = {entry["step"]: entry["matthews_correlation"] for entry in result["history"]}
-    assert len(scores) >= 14 and max(scores.values()) > list(scores.values())[-1]
-    if best:
-        assert result["best_step"] == max(scores, key=scores.__getitem__) < result["steps"]
-    else:
-        assert result["best_step"] == result["steps"] == max(scores)
-    assert result["score"] == scores[result["best_step"]]
+def test_the_best_evaluation_or_the_last(run: Callable, best: bool):
+    """The first with the highest score, long before the end; its weights are those that are judged and saved."""
+    result = run("cola", load_best_model_at_end=best, evaluations_per_epoch=2, **LEARNS)
+    history = {entry["step"]: entry for entry in result["history"]}
+    scores = {step: entry["matthews_correlation"] for step, entry in history.items()}
+    step = max(scores, key=scores.__getitem__) if best else result["steps"]
+    assert len(history) > 15 and max(history) == result["steps"] == 70
+    assert result["best_step"] == step and (step < 70) == best
+    assert result["score"] == scores[step]
+    losses = [entry["loss"] for entry in history.values()]
+    assert len(set(losses)) == len(losses)
+    assert result["metrics"]["validation"]["loss"] == pytest.approx(history[step]["loss"], abs=1e-6)
 
 
 def test_early_stopping(run: Callable):
@@ -306,7 +304,7 @@ def test_steps_and_the_last_evaluation(run: Callable):
 def test_rows_longer_than_the_positions(run: Callable):
     """RoBERTa's table has two rows more than it can use."""
     for encoder in ("luna", "roberta"):
-        result = run("rte", encoder, into=encoder, max_length=512)
+        result = run("rte", encoder, into=encoder, max_length=512, max_steps=1)
         (note,) = [note for note in result["notes"] if "max_length" in note]
         assert note.startswith("max_length is 512, but the model has 64 positions")
 
@@ -315,19 +313,20 @@ def test_truncated_rows_are_counted(run: Callable, folder: Path):
     tokenizer = AutoTokenizer.from_pretrained(folder / "luna")
     rows = load_task(TASKS["rte"], str(folder / "glue")).splits["train"]
     lengths = [len(ids) for ids in tokenizer(rows["sentence1"][:], rows["sentence2"][:])["input_ids"]]
-    assert min(lengths) < 24 < max(lengths)
-    result = run("rte", max_length=24)
-    assert result["truncated"]["train"] == sum(length > 24 for length in lengths)
+    assert min(lengths) < 34 < max(lengths)
+    result = run("rte", max_length=34, max_steps=1)
+    assert result["truncated"]["train"] == sum(length > 34 for length in lengths)
 
 
 def test_fields_of_the_model(run: Callable, tmp_path: Path):
     """Those that an architecture has are set, and saved with it; the others are left out, which is said."""
     fields = {"hidden_dropout_prob": 0.25, "classifier_pooling": "mean", "activation_dropout": 0.1}
-    assert not run("rte", model=fields)["notes"]
+    assert not [note for note in run("rte", model=fields, max_steps=1)["notes"] if note.startswith("model.")]
     config = AutoConfig.from_pretrained(tmp_path / "cell" / "model")
     assert {name: getattr(config, name) for name in fields} == fields
-    notes = run("rte", "roberta", model=fields)["notes"]
-    assert [note.split()[0] for note in notes] == ["model.classifier_pooling", "model.activation_dropout"]
+    notes = run("rte", "roberta", model=fields, max_steps=1)["notes"]
+    left_out = [note.split()[0] for note in notes if note.startswith("model.")]
+    assert left_out == ["model.classifier_pooling", "model.activation_dropout"]
     assert AutoConfig.from_pretrained(tmp_path / "cell" / "model").hidden_dropout_prob == 0.25
 
 
@@ -365,9 +364,7 @@ def test_predictions_that_are_all_the_same(run: Callable):
 
 
 def test_a_loss_that_is_no_number(run: Callable, tmp_path: Path):
-    with pytest.raises(
-        UserError, match=r"loss is nan at step \d+ of 8: the training has diverged. Lower learning_rate"
-    ):
+    with pytest.raises(UserError, match=r"loss is nan at step \d+ of 8: the training has diverged. Lower learning"):
         run("cola", learning_rate=1e30, warmup_steps=0.0)
     assert not (tmp_path / "cell" / "result.json").exists()
     assert (tmp_path / "cell" / "log.jsonl").stat().st_size > 0
@@ -409,7 +406,7 @@ def change(name: str, **values) -> Callable[[Path], object]:
         (without_tokenizer, "the files of its tokenizer are not there"),
         (lambda folder: (folder / "config.json").unlink(), "model_type"),
         (change("config.json", model_type="vit"), "vit"),
-        (change("config.json", model_type="no-such"), "no-such"),
+        (change("config.json", model_type="no-such"), "trust_remote_code to true"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
         (without_weights, "weights of its encoder are not there"),
         (cut_short, "cannot be fine-tuned"),
@@ -427,19 +424,17 @@ def test_a_folder_that_is_not_whole(run: Callable, folder: Path, tmp_path: Path,
 
 def test_a_tokenizer_of_another_model(run: Callable, folder: Path, tmp_path: Path):
     """One that knows more tokens than the model embeds."""
-    larger = train_bpe([path.read_text(encoding="utf-8") for path in (folder / "glue" / "RTE").iterdir()])
-    larger.add_tokens(["sentence"] + ["surely", "never"])
+    larger = AutoTokenizer.from_pretrained(folder / "luna")
+    embedded = len(larger)
+    larger.add_tokens(["surely"])
     model = broken(folder / "luna", tmp_path / "model", larger.save_pretrained)
-    with pytest.raises(
-        UserError, match=r"rte, train, row \d+: the token '.*' has the id 30\d, but the model embeds 300"
-    ):
+    message = rf"rte, train, row \d+: the token 'surely' has the id {embedded}, but the model embeds {embedded} tokens"
+    with pytest.raises(UserError, match=message):
         run("rte", model)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("nobody/nothing", "nobody/nothing"), ("no such model!", "neither a folder")]
-)
-def test_a_name_that_is_no_model(run: Callable, monkeypatch: pytest.MonkeyPatch, name: str, message: str):
+@pytest.mark.parametrize(("name", "message"), [("nobody/nothing", "connect"), ("no such model!", "neither a folder")])
+def test_a_name_that_is_no_model(monkeypatch: pytest.MonkeyPatch, name: str, message: str):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=message):
         load_starting_model(name, TASKS["rte"], {}, seed=1)
