@@ -62,17 +62,24 @@ def local_files(source: Source) -> list[str] | None:
     if os.path.isdir(path):
         return _supported_files(_files_below(path), f"The folder {path}")
     if glob.has_magic(path):
-        matches = glob.glob(path, recursive=True)
-        return _supported_files(filter(os.path.isfile, matches), f"The pattern {path} (from {os.getcwd()})")
+        return _supported_files(glob.glob(path, recursive=True), f"The pattern {path} (from {os.getcwd()})")
     if not HUB_ID.fullmatch(path) or _format(path) is not None:
         raise SourceError(f"{path}: no such file or folder (from {os.getcwd()})")
     return None
 
 
 def _files_below(folder: str) -> Iterator[str]:
-    """Yields the files that are not hidden, at all depths and through links, each folder once."""
+    """Yields the files that are not hidden, at all depths and through links, each folder once.
+
+    Raises:
+        SourceError: A folder cannot be listed.
+    """
+
+    def refuse(error: OSError):
+        raise SourceError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
+
     seen = set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
+    for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=refuse):
         if os.path.realpath(parent) in seen:
             subfolders.clear()
             continue
@@ -82,7 +89,12 @@ def _files_below(folder: str) -> Iterator[str]:
 
 
 def _supported_files(files: Iterable[str], place: str) -> list[str]:
+    """Sorts out folders, pipes and the like, and files of other kinds."""
     supported = sorted(file for file in files if _format(file) is not None)
+    dangling = next((file for file in supported if not os.path.exists(file)), None)
+    if dangling is not None:
+        raise SourceError(f"{dangling}: what this link stands for is not there. Mend or remove the link")
+    supported = [file for file in supported if os.path.isfile(file)]
     if not supported:
         raise SourceError(f"{place} holds no file that can be read. Supported are {SUPPORTED_SUFFIXES}")
     return supported

@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import errno
 import gzip
 import json
 import lzma
@@ -183,6 +184,33 @@ def test_globs(tmp_path: Path) -> None:
     assert texts(tmp_path / "*.txt") == ["a.txt"]
     assert texts(tmp_path / "**/*.txt") == ["a.txt", "b/c.txt", "b/d/e.txt"]
     assert texts(tmp_path / "b/*") == ["b/c.txt"]
+
+
+def test_pipes_are_no_files(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "one")
+    os.mkfifo(tmp_path / "b.txt")
+    assert texts(tmp_path) == texts(tmp_path / "*.txt") == ["one"]
+
+
+def test_link_to_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "one")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "moved.txt")
+    message = f"{tmp_path}/b.txt: what this link stands for is not there. Mend or remove the link"
+    assert error_of(tmp_path) == error_of(tmp_path / "*.txt") == message
+
+
+def test_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.txt", "one")
+    write(tmp_path / "secret/b.txt", "two")
+    scandir = os.scandir
+
+    def refuse(folder: str):  # no right is denied to root
+        if folder.endswith("secret"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert error_of(tmp_path) == f"{tmp_path}/secret: the folder cannot be read: Permission denied"
 
 
 def test_relative_paths_and_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -555,9 +583,16 @@ def test_reading_goes_on_from_any_document(tmp_path: Path, name: str, monkeypatc
         ({"weight": 0}, "weight is 0, but must be a number above 0, or null"),
         ({"weight": "half"}, "weight is 'half', but must be a number above 0, or null"),
         ({"streaming": "yes"}, "streaming is 'yes', but must be true or false"),
+        ({"text_column": None}, "text_column is None, but must be text"),
+        ({"config": 2019}, "config is 2019, but must be text"),
         ({"on_bad_record": "ignore"}, "on_bad_record is 'ignore', but must be one of 'error', 'skip'"),
     ],
 )
 def test_fields_that_make_no_sense(fields: dict, message: str) -> None:
     with pytest.raises(SourceError, match=f"a.txt: {message}"):
         Source("a.txt", **fields)
+
+
+def test_path_that_is_no_text() -> None:
+    with pytest.raises(SourceError, match="5: path is 5, but must be text"):
+        Source(5)  # type: ignore[arg-type]
