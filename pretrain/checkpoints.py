@@ -150,7 +150,7 @@ class Checkpoints:
             for name, tensors in states.items():
                 save_file(tensors, folder / TRAINING_STATE / name)
             state = {"progress": dataclasses.asdict(progress), "fingerprint": self.fingerprint, **metrics}
-            write_json(folder / TRAINING_STATE / PROGRESS_FILE, state | {"files": digests(folder)})
+            write_state(folder, state)
 
         self._write(f"checkpoint-{progress.step}", fill)
         if self.accelerator.is_main_process:
@@ -209,6 +209,16 @@ def read_state(folder: Path) -> dict:
     return json.loads((folder / TRAINING_STATE / PROGRESS_FILE).read_text(encoding="utf-8"))
 
 
+def write_state(folder: Path, state: dict):
+    """Add to a checkpoint what it says of itself, with the hashes of its other files and of that itself."""
+    state = state | {"files": digests(folder)}
+    write_json(folder / TRAINING_STATE / PROGRESS_FILE, state | {"xxh3": _hash_of_state(state)})
+
+
+def _hash_of_state(state: dict) -> str:
+    return xxhash.xxh3_128(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
 def digests(folder: Path) -> dict[str, str]:
     """A hash of each file of a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -225,11 +235,14 @@ def digests(folder: Path) -> dict[str, str]:
 def find_damage(folder: Path) -> str | None:
     """What is wrong with the files of a checkpoint, or None."""
     try:
-        expected = read_state(folder)["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        state = read_state(folder)
+        right = state.pop("xxh3") == _hash_of_state(state)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         return f"{TRAINING_STATE}/{PROGRESS_FILE} cannot be read ({error})"
+    if not right:
+        return f"{TRAINING_STATE}/{PROGRESS_FILE} is not as it was written"
     found = digests(folder)
-    for name, digest in expected.items():
+    for name, digest in state["files"].items():
         if name not in found:
             return f"{name} is missing"
         if found[name] != digest:

@@ -23,14 +23,14 @@ def packed_health(model: nn.Module, batch: dict, accelerator: Accelerator) -> di
         batch: arguments of the model, of which the first rows are taken.
 
     Returns:
-        Nothing for another architecture than Luna; else for each layer:
+        Nothing for another architecture than Luna or without layers; else for each layer:
         - `effective_rank`: of P after the layer, over the slots in use: the exponential of the entropy of its
           singular values as shares of their sum, from 1 (all slots are multiples of one another) to l.
         - `pack_entropy`: of the pack attention in nats, mean over heads, slots and documents.
         - `relative_pack_entropy`: the same over log n, 1 where a slot looks at all n tokens alike.
     """
     luna = getattr(accelerator.unwrap_model(model), "luna", None)
-    if luna is None:
+    if luna is None or not luna.layers:
         return {}
     batch = first_rows(batch, MAX_ROWS)
     batch = {name: v.to(accelerator.device) if torch.is_tensor(v) else v for name, v in batch.items()}

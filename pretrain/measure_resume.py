@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from common.files import write_json
-from pretrain.checkpoints import PROGRESS_FILE, TRAINING_STATE, digests
+from pretrain.checkpoints import PROGRESS_FILE, TRAINING_STATE, read_state, write_state
 from pretrain.metrics import METRICS_FILE
 
 
@@ -55,11 +54,12 @@ def long_run(start: Path, run: Path, steps: int) -> Path:
     folder = run / "checkpoint-10"
     if steps != 10:
         folder = folder.rename(run / f"checkpoint-{steps}")
-    path = folder / TRAINING_STATE / PROGRESS_FILE
-    state = json.loads(path.read_text())
-    path.unlink()
+    state = read_state(folder)
+    for key in ("files", "xxh3"):
+        del state[key]
+    (folder / TRAINING_STATE / PROGRESS_FILE).unlink()
     state["progress"]["step"] = steps
-    write_json(path, state | {"files": digests(folder)})
+    write_state(folder, state)
     return run
 
 

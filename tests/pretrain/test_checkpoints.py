@@ -208,6 +208,15 @@ def test_flipped_byte_is_refused_and_passed_over_on_request(
     assert find_damage(tmp_path / "checkpoint-12") is None
 
 
+@pytest.mark.parametrize(("written", "by_hand"), [('"step": 5', '"step": 3'), ('"seconds"', '"minutes"')])
+def test_edited_progress_is_refused(run: Callable, train: Callable, tmp_path: Path, written: str, by_hand: str):
+    train(run(max_steps=5))
+    path = tmp_path / "checkpoint-5" / "training_state" / "progress.json"
+    path.write_text(path.read_text(encoding="utf-8").replace(written, by_hand), encoding="utf-8")
+    with pytest.raises(ResumeError, match=r"damaged: training_state/progress.json is not as it was written"):
+        train(run(max_steps=6))
+
+
 def test_checkpoint_of_another_model_is_refused(run: Callable, train: Callable, tmp_path: Path):
     train(run(max_steps=5))
     (tmp_path / "config.yaml").unlink()

@@ -73,6 +73,10 @@ def test_health_is_that_of_the_states_and_attentions(build_model: Callable, acce
         assert health["relative_pack_entropy"][layer] == pytest.approx(entropy / math.log(LENGTH), rel=1e-4)
 
 
+def test_a_model_without_layers_has_none(build_model: Callable, accelerator: Accelerator):
+    assert packed_health(build_model(num_hidden_layers=0), rows(), accelerator) == {}
+
+
 def test_a_fresh_model_is_healthy_and_a_collapsed_one_is_not(build_model: Callable, accelerator: Accelerator):
     model = build_model()
     assert min(packed_health(model, rows(), accelerator)["effective_rank"]) > SLOTS / 2

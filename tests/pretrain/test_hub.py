@@ -18,7 +18,7 @@ from filelock import FileLock
 from hub_stand_in import HubStandIn, hub_stand_in
 
 from modeling_luna import LunaForMaskedLM
-from pretrain.checkpoints import TRAINING_STATE, digests
+from pretrain.checkpoints import TRAINING_STATE, write_state
 from pretrain.configuration import PretrainConfig
 from pretrain.hub_outbox import HubOutbox
 from pretrain.hub_upload import HubError, waiting
@@ -61,7 +61,7 @@ def write_checkpoint(run: Path, step: int) -> Path:
     (folder / TRAINING_STATE).mkdir(parents=True)
     for name in ("model.safetensors", "curves.png", "config.json", "README.md"):
         (folder / name).write_text(f"{name} of step {step}\n")
-    (folder / TRAINING_STATE / "progress.json").write_text(json.dumps({"files": digests(folder)}))
+    write_state(folder, {})
     return folder
 
 
