@@ -306,11 +306,24 @@ def _status(path: Path) -> Iterator[None]:
     write("finished")
 
 
+def _stored_config(path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None
+    if not isinstance(values, dict):
+        raise ResumeError(
+            f"{path} is damaged. Delete it to go on; then nothing checks that the configuration is that of the run so "
+            "far."
+        )
+    return values
+
+
 def _store_config(config: PretrainConfig, folder: Path):
     path = folder / "config.yaml"
     now = dataclasses.asdict(config)
     if find_checkpoints(folder) and path.exists():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = _stored_config(path)
         changed = [f"{key} (was {before.get(key)!r}, is {now[key]!r})" for key in FIXED if before.get(key) != now[key]]
         if changed:
             raise ResumeError(

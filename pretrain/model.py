@@ -32,6 +32,11 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
             model = new_model(model_config, config.attn_implementation)
         except (ValueError, ImportError) as error:
             raise ConfigurationError(f"attn_implementation: {error}") from error
+    dropout = getattr(model_config, "attention_probs_dropout_prob", 0.0)  # not every architecture has it
+    if config.attn_implementation == "flex_attention" and dropout > 0:
+        raise ConfigurationError(
+            "attn_implementation: flex_attention has no dropout: give --model.attention_probs_dropout_prob 0 with it."
+        )
     if weights is not None:
         model.load_state_dict(weights, strict=False)  # a new convolution keeps what it was made with
     if not isinstance(model, LunaForMaskedLM):

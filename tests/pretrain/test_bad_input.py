@@ -165,3 +165,9 @@ def test_folder_that_cannot_be_made(config_file: Callable, script: Callable, tmp
 def test_unknown_attention_implementation(config_file: Callable, script: Callable):
     result = script("pretrain/run_mlm.py", config_file(), "--attn_implementation", "none_such")
     assert_one_message(*result, ["attn_implementation", "none_such"])
+
+
+def test_attention_that_has_no_dropout(config_file: Callable, script: Callable):
+    arguments = ["--attn_implementation", "flex_attention", "--model.attention_probs_dropout_prob", "0.1"]
+    result = script("pretrain/run_mlm.py", config_file(), *arguments)
+    assert_one_message(*result, ["attn_implementation", "flex_attention", "model.attention_probs_dropout_prob 0"])

@@ -217,6 +217,14 @@ def test_edited_progress_is_refused(run: Callable, train: Callable, tmp_path: Pa
         train(run(max_steps=6))
 
 
+@pytest.mark.parametrize("content", [b"", b"output_dir: [", b"\xff"])
+def test_damaged_configuration_is_named(run: Callable, train: Callable, tmp_path: Path, content: bytes):
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ResumeError, match=r"config.yaml is damaged"):
+        train(run(max_steps=6))
+
+
 def test_checkpoint_of_another_model_is_refused(run: Callable, train: Callable, tmp_path: Path):
     train(run(max_steps=5))
     (tmp_path / "config.yaml").unlink()
