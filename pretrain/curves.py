@@ -15,6 +15,7 @@ THIN = {"alpha": 0.4, "linewidth": 1}
 BOLD = {"marker": "o", "markersize": 4, "linewidth": 2}
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # names of runs may hold dollar signs
 def draw_curves(
     runs: dict[str, list[dict]], output: Path, entropies: Iterable[float] = (), axis: str = "tokens"
 ) -> Path:
@@ -42,6 +43,8 @@ def draw_curves(
         for axes, panel in zip(grid.flat, panels, strict=False):
             for number, (name, records) in enumerate(runs.items()):
                 prefix = f"{name}: " if len(runs) > 1 else ""
+                if prefix.startswith("_"):  # such labels are left out of the legend
+                    prefix = f" {prefix}"
                 panel(axes, Curves(records, axis, name), prefix, colours[number % len(colours)], len(runs) == 1)
             if panel is draw_losses:
                 for entropy in sorted({round(value, 4) for value in entropies}):

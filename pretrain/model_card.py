@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import math
 import os
 import platform
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pretrain.batches import BatchSizes
 from pretrain.configuration import PretrainConfig
 from pretrain.curves import draw_curves
 from pretrain.metrics import METRICS_FILE, read_metrics
-from pretrain.monitoring import duration
+from pretrain.monitoring import duration, perplexity
 from pretrain.progress import Progress
 from pretrain.report import CURVES_FILE
 from pretrain.schedules import Schedule
@@ -118,7 +117,9 @@ def _metadata(origin: Origin, metrics: list[dict]) -> ModelCardData:
     results = []
     if evaluated is not None:
         loss = evaluated["validation_loss"]
-        for metric, value in (("loss", loss), ("perplexity", math.exp(loss))):
+        for metric, value in (("loss", loss), ("perplexity", perplexity(loss))):
+            if value is None:
+                continue
             results.append(
                 EvalResult(
                     task_type="fill-mask",
@@ -237,9 +238,10 @@ def _evaluation(origin: Origin, metrics: list[dict]) -> str:
     if not evaluated:
         return "The model has not been evaluated at this step."
     last, best = evaluated[-1], min(evaluated, key=lambda record: record["validation_loss"])
+    of_last = perplexity(last["validation_loss"])
     facts = {
         f"masked loss at step {last['step']:,}": f"{last['validation_loss']:.4f} nats per predicted token",
-        f"perplexity at step {last['step']:,}": f"{math.exp(last['validation_loss']):.3f}",
+        f"perplexity at step {last['step']:,}": "too large for a number" if of_last is None else f"{of_last:.3f}",
         f"lowest masked loss so far, at step {best['step']:,}": f"{best['validation_loss']:.4f}",
         "unigram entropy": f"{_entropy(origin):.4f} nats: the loss of a guess by frequency alone",
     }

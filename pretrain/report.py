@@ -5,7 +5,6 @@ runs that are not over.
 """
 
 import argparse
-import json
 import re
 import sys
 from dataclasses import dataclass
@@ -13,14 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError, report_user_errors
 from common.files import make_folder, write_json
+from common.yaml_config import read_json
 from pretrain.curves import AXES, draw_curves
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.tokenizer import word_starts
 from pretrain.metrics import METRICS_FILE, read_metrics
+from pretrain.monitoring import finite
 
 
 SUMMARY_FILE = "summary.json"
@@ -44,7 +46,7 @@ def report_run(
     """Write the summary and the picture of a finished run and print how it went."""
     metrics = read_metrics(run / METRICS_FILE)
     summary = {
-        "validation_loss": validation_loss,
+        "validation_loss": finite(validation_loss),
         "unigram_entropy": entropy,
         "parameters": model.num_parameters(),
         **summarize(metrics),
@@ -77,8 +79,9 @@ def plot_runs(runs: list[Path], output: Path, axis: str = "tokens"):
         name = run.absolute().name
         metrics[name if name not in metrics else str(run)] = records
         if (run / SUMMARY_FILE).exists():
-            summary = json.loads((run / SUMMARY_FILE).read_text(encoding="utf-8"))
-            entropies.append(summary["unigram_entropy"])
+            entropy = read_json(run / SUMMARY_FILE).get("unigram_entropy")
+            if isinstance(entropy, float):
+                entropies.append(entropy)
     draw_curves(metrics, output, entropies, axis)
 
 
@@ -155,14 +158,20 @@ def _pick_word(ids: torch.Tensor, tokenizer, starts: list[bool], generator: np.r
 
 
 def _print_report(run: Path, model_folder: Path, summary: dict, filled: list[FilledSentence], mask_token: str):
-    gain = summary["unigram_entropy"] - summary["validation_loss"]
-    verdict = f"{gain:.3f} nats below it: the model has learnt" if gain > 0 else f"{-gain:.3f} nats above it: not yet"
+    loss, entropy = summary["validation_loss"], summary["unigram_entropy"]
+    if loss is None:
+        reached, verdict = "not a finite number", "a model that has diverged: lower the learning_rate"
+    else:
+        reached = f"{loss:.3f} nats per predicted token"
+        verdict = f"{entropy - loss:.3f} nats below it: the model has learnt"
+        if loss >= entropy:
+            verdict = f"{loss - entropy:.3f} nats above it: not yet"
     speed = f"{summary['tokens_per_second'] or 0:,} tokens/s"
     if summary["mfu"] is not None:
         speed += f", {summary['mfu']:.1%} of the peak of the hardware (MFU)"
     print(f"""
-Validation loss   {summary["validation_loss"]:.3f} nats per predicted token
-Unigram entropy   {summary["unigram_entropy"]:.3f} nats: what guessing by word frequency alone would reach
+Validation loss   {reached}
+Unigram entropy   {entropy:.3f} nats: what guessing by word frequency alone would reach
 That is           {verdict}
 Training speed    {speed}""")
     if filled:
@@ -192,6 +201,9 @@ def main(arguments: list[str]):
     parser.add_argument("--output", type=Path, required=True, help="the picture to write")
     parser.add_argument("--over", choices=list(AXES), default="tokens", help="what the curves are drawn over")
     options = parser.parse_args(arguments)
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if options.output.suffix.lower().removeprefix(".") not in formats or options.output.is_dir():
+        raise ReportError(f"--output: {options.output} must be a file that ends in .{', .'.join(formats)}.")
     make_folder(options.output.parent, "--output")
     plot_runs(options.runs, options.output, options.over)
     print(options.output)

@@ -97,7 +97,7 @@ def _read_file(path: Path, file: str) -> Iterator[MinimalPair]:
 
 def _parse(line: bytes, place: str, file: str) -> MinimalPair:
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode())  # of bytes it would take UTF-16, too
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: the line is not UTF-8.") from error
     except json.JSONDecodeError as error:
@@ -105,6 +105,8 @@ def _parse(line: bytes, place: str, file: str) -> MinimalPair:
             f"{place}: not JSON: {error.msg} at column {error.colno}. Each line must be one object with "
             f"{' and '.join(SENTENCES)}."
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise UserError(f"{place}: the JSON cannot be read: {error}.") from error
     if not isinstance(value, dict):
         raise UserError(f"{place}: the line must be a JSON object with {' and '.join(SENTENCES)}.")
     for key in SENTENCES:

@@ -233,6 +233,8 @@ BAD_LINES = {
         '{"sentence_good": "a b", "sentence_bad": "a b"}',
         ":2: the good and the bad sentence are the same: 'a b'",
     ),
+    "digits": (f'{{"number": {"1" * 5000}}}', ":2: the JSON cannot be read: Exceeds the limit"),
+    "brackets": ("[" * 100_000, ":2: the JSON cannot be read: maximum recursion depth"),
     "surrogate": ('{"sentence_good": "a \\ud83d", "sentence_bad": "b"}', ":2: 'sentence_good' has half a surrogate"),
 }
 
@@ -257,6 +259,9 @@ def test_bad_bytes_and_files(tmp_path: Path):
     with pytest.raises(UserError, match="pairs.jsonl: the file holds no pair"):
         read_minimal_pairs(str(tmp_path))
     path.write_bytes('{"sentence_good": "Garçon", "sentence_bad": "b"}'.encode("latin-1"))
+    with pytest.raises(UserError, match="pairs.jsonl:1: the line is not UTF-8"):
+        read_minimal_pairs(str(tmp_path))
+    path.write_bytes('{"sentence_good": "a", "sentence_bad": "b"}\n'.encode("utf-16"))
     with pytest.raises(UserError, match="pairs.jsonl:1: the line is not UTF-8"):
         read_minimal_pairs(str(tmp_path))
 

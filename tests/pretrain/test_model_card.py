@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.checkpoints import read_state
 from pretrain.configuration import PretrainConfig
 from pretrain.metrics import read_metrics
-from pretrain.model_card import Origin, model_card
+from pretrain.model_card import Origin, model_card, write_card
+from pretrain.prepare import prepare, read_manifest
 from pretrain.progress import Progress
 
 
@@ -56,6 +58,17 @@ def test_figures_are_those_of_the_checkpoint(run: Path):
     pictures = {(run / f"checkpoint-{step}/curves.png").read_bytes() for step in (5, 10, 12)}
     assert len(pictures) == 3
     assert (run / "model/README.md").read_text() == (run / "checkpoint-12/README.md").read_text()
+
+
+def test_loss_whose_perplexity_is_no_number(run: Path):
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 13, "validation_loss": 4000.0}\n')
+    config = PretrainConfig(**yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    origin = Origin(config, read_manifest(prepare(config)), "a CPU", "float32", "one process")
+    write_card(run / "model", LunaForMaskedLM.from_pretrained(run / "model"), origin, Progress(step=13))
+    card = ModelCard.load(run / "model/README.md")
+    assert cell(card.text, "perplexity at step 13") == "too large for a number"
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {"loss": 4000.0}
 
 
 def test_metadata_and_sections(run: Path):

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
-from pretrain.curves import Curves
+from pretrain.curves import Curves, draw_curves
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.prepare import prepare, read_manifest
@@ -89,6 +90,42 @@ def test_folder_without_a_run_cannot_be_drawn(run: Callable, script: Callable, t
     assert code == 2
     assert errors.count("\nerror: ") == 1 and str(tmp_path / "empty") in errors and "Traceback" not in errors
     assert not picture.exists()
+
+
+def test_names_of_runs_are_shown_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    legends: list[list[str]] = []
+    draw = Axes.legend
+
+    def legend(axes: Axes, **options):
+        legends.append([text.get_text().strip() for text in draw(axes, **options).get_texts()])
+
+    monkeypatch.setattr(Axes, "legend", legend)
+    names = ("_a", r"b$\frac$")
+    draw_curves({name: [{"step": 1, "tokens": 2, "loss": 3.0}] for name in names}, tmp_path / "curves.png")
+    assert legends == [[f"{name}: training loss" for name in names]]
+
+
+@pytest.mark.parametrize("name", ["curves.xyz", "curves", "folder.png"])
+def test_output_must_be_a_picture(script: Callable, tmp_path: Path, name: str):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "tokens": 2, "loss": 3.0}\n', encoding="utf-8")
+    (tmp_path / "folder.png").mkdir()
+    code, _, errors = script("pretrain/report.py", tmp_path, "--output", tmp_path / name)
+    assert code == 2 and f"{name} must be a file that ends in ." in errors
+
+
+def test_summary_of_somebody_else_is_an_error_or_ignored(script: Callable, tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "tokens": 2, "loss": 3.0}\n', encoding="utf-8")
+    for summary, expected in (("{}", 0), ("", 2)):
+        (tmp_path / "summary.json").write_text(summary, encoding="utf-8")
+        code, _, errors = script("pretrain/report.py", tmp_path, "--output", tmp_path / "curves.png")
+        assert code == expected and (code == 0 or "summary.json is not JSON" in errors)
+
+
+def test_diverged_run_is_reported(run: Callable, capsys: pytest.CaptureFixture):
+    folder = run("diverged", learning_rate=1e6, max_grad_norm=1e6)
+    assert "a model that has diverged" in capsys.readouterr().out
+    text = (folder / "summary.json").read_text(encoding="utf-8")
+    assert "NaN" not in text and json.loads(text)["validation_loss"] is None
 
 
 @pytest.fixture(scope="module")
