@@ -51,11 +51,11 @@ def read_values(path: Path, overrides: list[str], known: dict[str, Any], nested:
     for key, texts in texts_of.items():
         outer, _, inner = key.partition(".")
         if outer in nested and inner:
-            values[outer] = {**values.get(outer, {}), inner: _parse(key, texts, Any)}
+            values[outer] = {**values.get(outer, {}), inner: parse(key, texts, Any)}
         elif key not in known:
             raise ConfigurationError(f"--{key} is not a key of the configuration.{suggest(key, list(known))}")
         else:
-            values[key] = convert(key, _parse(key, texts, known[key]), known[key])
+            values[key] = convert(key, parse(key, texts, known[key]), known[key])
     return values
 
 
@@ -143,7 +143,7 @@ def _parse_overrides(arguments: list[str]) -> dict[str, list[str]]:
     return overrides
 
 
-def _parse(key: str, texts: list[str], hint: Any) -> object:
+def parse(key: str, texts: list[str], hint: Any) -> object:
     """Read the texts of an override as YAML; what is meant as text stays as it was typed."""
     values = []
     for text in texts:

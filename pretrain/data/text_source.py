@@ -80,10 +80,10 @@ class Source:
     on_bad_record: str = "error"
 
     def __post_init__(self) -> None:
-        for key in ("path", "text_column", "split", "config", "revision"):
+        for key in ("path", "text_column", "config", "split", "revision"):
             value = getattr(self, key)
             if not (isinstance(value, str) or (value is None and key in ("config", "revision"))):
-                raise SourceError(f"{self.path}: {key} is {value!r}, but must be text")
+                raise SourceError(f"{self.path}: {key} is {value!r}, but must be text: put it in quotes")
         for key, choices in (("documents", DOCUMENT_MODES), ("on_bad_record", ON_BAD_RECORD)):
             value = getattr(self, key)
             if value not in choices:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-import yaml
 from accelerate import PartialState
 
 from common.errors import UserError
+from common.yaml_config import parse
 from pretrain.configuration import PretrainConfig
 from pretrain.data.shards import HASH_RANGE, document_hash
 from pretrain.data.sources import Source, read_documents
@@ -101,10 +101,7 @@ def read_sources(options: argparse.Namespace) -> list[tuple[str, Source]]:
     """The sources that `--data` names, with these names."""
     entries = []
     for name in options.data:
-        try:
-            entry = yaml.safe_load(name) if name.startswith("{") else {"path": name}
-        except yaml.YAMLError as error:
-            raise UserError(f"--data: {name} is not a mapping such as '{{path: wikitext, config: NAME}}'.") from error
+        entry: Any = parse("data", [name], dict) if name.startswith("{") else {"path": name}
         entries.append({"split": options.split, **entry})
     if not entries:
         return []
@@ -219,9 +216,9 @@ def evaluate_model(
         return
     report["architecture"] = type(scorer.weights).__name__
     report["parameters"] = scorer.weights.num_parameters()
-    for name, cut in texts.items():
+    for name in options.data:
         try:
-            report["data"][name] = evaluate_text(scorer, name, cut, max_length)
+            report["data"][name] = evaluate_text(scorer, name, texts, max_length)
         except ModelError as error:
             report["errors"].append(str(error))
     try:
@@ -235,8 +232,8 @@ def evaluate_model(
         torch.cuda.empty_cache()
 
 
-def evaluate_text(scorer: Scorer, name: str, cut: CutText, max_length: int) -> dict[str, Any]:
-    """Score the hidden words of one text.
+def evaluate_text(scorer: Scorer, name: str, texts: dict[str, CutText], max_length: int) -> dict[str, Any]:
+    """Score the hidden words of one of the texts, which are empty where no model takes rows of that length.
 
     Raises:
         ModelError: where the model or its tokenizer does not fit the text.
@@ -246,6 +243,7 @@ def evaluate_text(scorer: Scorer, name: str, cut: CutText, max_length: int) -> d
         raise ModelError(
             f"{name}: it takes rows of {model.max_length} tokens at most, but --max_length is {max_length}"
         )
+    cut = texts[name]
     if model.encoder.key in cut.spelled:
         spelled, hidden = cut.spelled[model.encoder.key]
         raise ModelError(f"{name}: its tokenizer spells only {spelled:,} of {hidden:,} hidden words")

@@ -346,6 +346,8 @@ def test_sources_take_what_they_lack_from_the_run(file: Path) -> None:
         ("data: [{split: test}]", "data: {'split': 'test'} is neither a path nor a mapping with the key 'path'."),
         ("data: [{path: a, column: b}]", "data: unknown key 'column' of a. Did you mean 'text_column'?"),
         ("data: [{path: a, 7: b}]", "data: unknown key 7 of a. Known are: path, text_column, config, split, "),
+        ("data: [{path: 1.5}]", "1.5: path is 1.5, but must be text: put it in quotes"),
+        ("data: [{path: a, config: [b]}]", "a: config is ['b'], but must be text: put it in quotes"),
         ("data: [{path: a, weight: 1}, b]", "data: give each source a weight, or none of them."),
         ("data: [{path: a, weight: -1}]", "a: weight is -1, but must be a number above 0, or null"),
         ("data: [{path: a, documents: page}]", "a: documents is 'page', but must be one of "),

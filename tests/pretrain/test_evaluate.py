@@ -192,6 +192,11 @@ def test_default_length_is_the_shortest(
     assert results["models"][1]["data"]
     assert f"- short: {corpus}: it takes rows of 24 tokens at most" in printed
 
+    # No model takes it.
+    code, printed, results = evaluate(short, "--data", corpus, "--max_length", 30)
+    assert code == 1 and results["data"] == []
+    assert f"- short: {corpus}: it takes rows of 24 tokens at most" in printed
+
 
 def test_what_is_wrong_with_a_model_stops_no_other(
     evaluate: Callable, folders: dict, lines: list[str], corpus: Path, pairs: Path, tmp_path: Path
@@ -416,7 +421,8 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list], list[str]]] = {
     "output of another kind": (lambda tmp: ["--data", "x", "--output", "x.xlsx"], ["x.xlsx does not end in .json"]),
     "device": (lambda tmp: ["--data", "x", "--device", "hpu"], ["--device: there is no hpu here", "only cpu"]),
     "key of a source": (lambda tmp: ["--data", "{path: x, spilt: test}"], ["unknown key 'spilt' of x", "split"]),
-    "no mapping": (lambda tmp: ["--data", "{path: "], ["--data: {path:  is not a mapping"]),
+    "no mapping": (lambda tmp: ["--data", "{path: "], ["--data: '{path: ' is not YAML"]),
+    "path that is none": (lambda tmp: ["--data", "{path}"], ["path is None, but must be text"]),
     "output below a file": (
         lambda tmp: ["--data", tmp / "few.txt", "--output", tmp / "few.txt" / "x.csv"],
         ["--output", "cannot be made"],
