@@ -33,4 +33,7 @@ def first_line(error: BaseException) -> str:
     while isinstance(error, RuntimeError) and error.__cause__ is not None:  # "Error while uploading ..."
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join((getattr(error, "server_message", None) or "").split())  # often not in the first line
+    if said and lines and said not in lines[0]:
+        lines[0] += f" ({said})"
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

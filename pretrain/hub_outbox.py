@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from huggingface_hub import constants
 from tqdm import tqdm
 
 from common.errors import Stopped
@@ -112,7 +113,7 @@ class HubOutbox:
             Stopped: where a signal has ended the waiting.
         """
         left = hub_upload.waiting(self.run)
-        if left and not stop.requested():
+        if left and not stop.requested() and not constants.HF_HUB_OFFLINE:
             say(f"waiting at most {stop.deadline - time.monotonic():,.0f} s for uploads: {_names(left)}")
             self._notify()
             while hub_upload.waiting(self.run) and self._is_running() and not stop.requested():

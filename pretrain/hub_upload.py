@@ -11,7 +11,6 @@ run replaces the files that it writes itself, touches no others, and leaves a mo
 
 import argparse
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -21,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from filelock import FileLock, Timeout
 from huggingface_hub import CommitOperationAdd, HfApi, constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -29,6 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from common.errors import UserError, report_user_errors
 from common.files import remove_folder, write_json
 from common.hub import blob_id, client_with_timeouts, first_line, may_pass
+from common.yaml_config import read_json, read_yaml
 
 
 OUTBOX = "hub"  # below the run's folder
@@ -63,7 +62,7 @@ def read_uploads(run: Path, id: str) -> Uploads | None:
     path = run / OUTBOX / RECORD
     if not path.exists():
         return None
-    uploads = Uploads(**json.loads(path.read_text(encoding="utf-8")))
+    uploads = Uploads(**read_json(path))
     return uploads if uploads.id == id else None
 
 
@@ -86,7 +85,7 @@ class Uploader:
     """
 
     def __init__(self, run: Path):
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(run / "config.yaml")
         if not config.get("push_to_hub"):
             raise HubError(f"{run / 'config.yaml'} names no repository: run the training with --push_to_hub ID.")
         self.run = run
@@ -115,6 +114,8 @@ class Uploader:
             tags = [tag.name for tag in self.api.list_repo_refs(self.id).tags]
         except LocalTokenNotFoundError as error:
             raise HubError("push_to_hub: there is no token. Log in with `hf auth login`, or set HF_TOKEN.") from error
+        except UnicodeEncodeError as error:  # of the header with the token
+            raise HubError("push_to_hub: the token holds characters that no token has. Set HF_TOKEN anew.") from error
         except HfHubHTTPError as error:
             if may_pass(error):
                 raise
@@ -208,7 +209,7 @@ class Uploader:
         try:
             self.connect()
             say(self.id, CONNECTED)
-        except HubError as error:
+        except UserError as error:
             say(str(error), REFUSED)
             return 2
         except Exception as error:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from filelock import FileLock
 from hub_stand_in import HubStandIn, hub_stand_in
+from huggingface_hub import constants
 
 from modeling_luna import LunaForMaskedLM
 from pretrain.checkpoints import TRAINING_STATE, write_state
@@ -292,8 +293,10 @@ def test_run_behind_a_wall_leaves_its_checkpoints_to_be_uploaded_later(
     run = tmp_path / "run"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("HF_TOKEN")
-    train(build_config(run, push_to_hub=ID, save_steps=5, max_steps=10, save_total_limit=1, hub_wait="00:00:00"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    train(build_config(run, push_to_hub=ID, save_steps=5, max_steps=10, save_total_limit=1, hub_wait="00:00:20"))
     output = capsys.readouterr().out
+    assert "waiting at most" not in output  # it could not succeed
     assert "Hub: cannot be reached (OfflineModeIsEnabled: HF_HUB_OFFLINE is set)" in output
     assert f"Hub: not uploaded: step-5, step-10, final. They wait in {run}/hub" in output
     assert f"`python pretrain/hub_upload.py {run}`" in output
@@ -412,6 +415,19 @@ def unknown_token(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "hf_revoked")
 
 
+def token_of_other_letters(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_schlüssel")
+
+
+def refused_without_a_reason_in_the_first_line(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch):
+    hub.fail("POST /api/repos/create", status=400, body={"error": "This name is reserved"})
+
+
+def damaged_record(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch):
+    (hub.folder.parent / "run/hub").mkdir()
+    (hub.folder.parent / "run/hub/uploaded.json").write_text("")
+
+
 def token_that_may_only_read(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch):
     hub.tokens["hf_reader"] = "read"
     hub.repository(ID).folder.mkdir(parents=True)
@@ -437,6 +453,9 @@ def repository_of_another_model(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
     [
         (no_token, "there is no token. Log in with `hf auth login`, or set HF_TOKEN."),
         (unknown_token, f"{ID} cannot be written: HfHubHTTPError: Invalid user token."),
+        (token_of_other_letters, "the token holds characters that no token has"),
+        (refused_without_a_reason_in_the_first_line, "This name is reserved"),
+        (damaged_record, "uploaded.json is not JSON"),
         (
             token_that_may_only_read,
             f"{ID} cannot be written: HfHubHTTPError: 403 Forbidden: This needs a token with the role write",
@@ -501,3 +520,7 @@ def test_run_without_a_repository_has_nothing_to_upload(tmp_path: Path, hub: Hub
     failed = upload(tmp_path)
     assert failed.returncode == 2
     assert f"{tmp_path} is no folder of a run with --push_to_hub" in failed.stderr
+    (tmp_path / "hub").mkdir(exist_ok=True)
+    failed = upload(tmp_path)
+    assert failed.returncode == 2
+    assert "config.yaml cannot be read: No such file or directory" in failed.stderr
