@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 from transformers import (
@@ -404,8 +406,10 @@ def run_together(work: Callable[[], T], one_by_one: bool = False) -> T:
         state.wait_for_everyone()
     try:
         result = work()
-    except (ModelError, OSError, ValueError) as error:
+    except (ModelError, OSError, ValueError, SafetensorError) as error:
         problem = str(error).strip() or type(error).__name__
+    except StrictDataclassError as error:
+        problem = f"its configuration cannot be used: {error.__cause__ or error}"
     except torch.OutOfMemoryError as error:
         problem = f"out of memory: a smaller --batch_size needs less ({error})"
     except Exception as error:  # whatever it is, the models that follow can still be evaluated

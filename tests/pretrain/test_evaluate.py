@@ -199,8 +199,10 @@ def test_default_length_is_the_shortest(
 
 
 def test_what_is_wrong_with_a_model_stops_no_other(
-    evaluate: Callable, folders: dict, lines: list[str], corpus: Path, pairs: Path, tmp_path: Path
+    evaluate: Callable, folders: dict, lines: list[str], corpus: Path, pairs: Path, tmp_path: Path, monkeypatch
 ):
+    tracebacks: list[None] = []
+    monkeypatch.setattr("traceback.print_exc", lambda: tracebacks.append(None))
     bpe, wordpiece = train_bpe(lines), build_wordpiece(lines)
     broken: dict[str, tuple[Path, str]] = {}
 
@@ -225,6 +227,9 @@ def test_what_is_wrong_with_a_model_stops_no_other(
     save(add("no-mask", "its tokenizer has no mask token"), bert, maskless)
     cut = add("cut", "", folders["luna"]) / "model.safetensors"
     cut.write_bytes(cut.read_bytes()[:-1000])
+    wrong_type = add("wrong-type", "its configuration cannot be used: Field 'hidden_size'", folders["luna"])
+    config = json.loads((wrong_type / "config.json").read_text(encoding="utf-8")) | {"hidden_size": "wide"}
+    (wrong_type / "config.json").write_text(json.dumps(config), encoding="utf-8")
     not_finite = add("not-finite", "log probabilities are not finite numbers", folders["luna"]) / "model.safetensors"
     weights = load_file(not_finite)
     weights["lm_head.dense.weight"][0, 0] = float("nan")
@@ -234,7 +239,7 @@ def test_what_is_wrong_with_a_model_stops_no_other(
 
     models = [path for path, _ in broken.values()]
     code, printed, results = evaluate(*models, folders["luna"], "--data", corpus, "--minimal_pairs", pairs)
-    assert code == 1
+    assert code == 1 and not tracebacks
     *failed, good = results["models"]
     for model, (name, (_, message)) in zip(failed, broken.items(), strict=True):
         assert model["errors"] and message in " ".join(model["errors"]), (name, model["errors"])
