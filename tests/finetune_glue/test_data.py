@@ -174,7 +174,11 @@ def test_test_files_of_a_description_may_have_no_labels_or_be_missing(tmp_path: 
         ("a.csv", "review\na\n", "PATH has no labels, which the split train of own needs."),
         ("a.csv", b"review,stars\ncaf\xe9,1\n", "PATH, line 2: byte 4 (0xe9) is not UTF-8."),
         ("a.csv.gz", b"review", "PATH cannot be read: Not a gzipped file"),
-        ("a.csv.gz", gzip.compress(b"review,stars\na,1\n" * 99)[:-20], "PATH cannot be read: Compressed file ended"),
+        (
+            "a.csv.gz",
+            gzip.compress(b"review,stars\na,1\n" * 99, mtime=0)[:-20],
+            "PATH cannot be read: Compressed file ended",
+        ),
         ("a.xls", "", "PATH: the name must end in one of .tsv, .txt, .csv,"),
         (
             "a.jsonl",
