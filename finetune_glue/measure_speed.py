@@ -19,7 +19,7 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
-from common.errors import report_user_errors
+from common.errors import UserError, report_user_errors
 from finetune_glue.batches import BatchPlan, TrainingBatches, padding_share
 from finetune_glue.cell_trainer import CellTrainer
 from finetune_glue.data import load_task
@@ -48,6 +48,9 @@ def main():
     hyperparameters = Hyperparameters(
         batch_size=arguments.batch_size, max_length=arguments.max_length, max_steps=arguments.steps
     )
+    hyperparameters.validate("arguments")
+    if arguments.turns < 2:
+        raise UserError(f"--turns is {arguments.turns}: the first does not count, so that it must be at least 2.")
     (task,) = find_tasks([arguments.task])
     data = load_task(task, arguments.data)
     start = load_starting_model(arguments.model, task, {}, SEED)
