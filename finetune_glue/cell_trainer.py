@@ -125,9 +125,8 @@ class CellTrainer(Trainer):
 
     def _loss(self, outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        return summed_loss(self.task, logits, labels) / (
-            labels.numel() if num_items_in_batch is None else num_items_in_batch
-        )
+        count = labels.numel() if num_items_in_batch is None else num_items_in_batch
+        return summed_loss(self.task, logits, labels) / count
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = prediction.predictions, prediction.label_ids
