@@ -63,13 +63,13 @@ def print_plan(
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     options = model.config
     start = f" from {config.init_from}" if config.init_from else ""
-    own = ""
-    if config.model_type == "luna":
+    name, own = config.model_type, ""
+    if name == "luna":
+        name = "Luna"
         own = f"projection length {options.projection_length}, convolution {options.conv_kernel_size or 'none'}, "
     lines = {
-        "Model": f"{config.model_type}{start}, {model.num_parameters():,} parameters: {options.num_hidden_layers} "
-        f"layers, hidden size {options.hidden_size}, {options.num_attention_heads} heads, {own}vocabulary "
-        f"{options.vocab_size:,}",
+        "Model": f"{name}{start}, {model.num_parameters():,} parameters: {options.num_hidden_layers} layers, hidden "
+        f"size {options.hidden_size}, {options.num_attention_heads} heads, {own}vocabulary {options.vocab_size:,}",
         "Data": f"{sources}: {train['tokens']:,} tokens in {train['documents']:,} documents to learn from, "
         f"{validation['tokens']:,} in {validation['documents']:,} held out",
         "Steps": f"{steps} {rising}{config.batch_size:,} rows of {config.max_length:,} tokens: {tokens:,} "

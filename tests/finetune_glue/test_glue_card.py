@@ -199,6 +199,7 @@ def test_examples_run_in_a_fresh_process(tmp_path: Path, task: str, model_type: 
     folder = write_cell(tmp_path, own, 1, metrics, model=model_type, model_type=model_type)
     write_model(folder / "model", own, model_type)
     write_cards(read_results(tmp_path, [own]))
-    assert re.fullmatch(printed, run_example(folder / "model").strip().splitlines()[-1])
+    output = run_example(folder / "model")
+    assert re.fullmatch(printed, output.strip().splitlines()[-1])
     if model_type == "luna":
-        assert run_example(folder / "model", number=1, hide=True) == run_example(folder / "model")
+        assert run_example(folder / "model", number=1, hide=True) == output

@@ -7,7 +7,8 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +95,14 @@ def build_config(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 
 @pytest.fixture
-def train() -> Callable[[PretrainConfig], list[dict]]:
+def train() -> Iterator[Callable[[PretrainConfig], list[dict]]]:
     """Run the training in this process, on one thread as the subprocesses do, and return its metrics."""
+    with training() as run:
+        yield run
 
+
+@contextmanager
+def training() -> Iterator[Callable[[PretrainConfig], list[dict]]]:
     def run(config: PretrainConfig) -> list[dict]:
         config.validate()
         reset_accelerate()
@@ -105,9 +111,18 @@ def train() -> Callable[[PretrainConfig], list[dict]]:
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield run
-    torch.set_num_threads(threads)
-    reset_accelerate()
+    try:
+        yield run
+    finally:
+        torch.set_num_threads(threads)
+        reset_accelerate()
+
+
+@pytest.fixture(scope="module")
+def train_for_module() -> Iterator[Callable[[PretrainConfig], list[dict]]]:
+    """`train` for fixtures of a whole module."""
+    with training() as run:
+        yield run
 
 
 def reset_accelerate():

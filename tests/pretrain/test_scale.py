@@ -17,7 +17,7 @@ from modeling_luna import LunaForMaskedLM
 from pretrain.data.tokenizer import train_tokenizer
 
 
-ONE_PROCESS = "cpu"
+ONE_PROCESS = "one"  # in that of the test
 MANY_NODES = "many_nodes"  # two launchers on this machine
 TWO_PROCESSES = ("cpu_2_processes", "ddp", MANY_NODES, "fsdp2", "zero1", "zero2", "zero3", "zero3_offload")
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -40,6 +40,7 @@ def launch(
     environment: dict[str, str],
     build_config: Callable,
     write_config: Callable,
+    train_for_module: Callable,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., dict[str, dict[int, float]]]:
     """Run thirty steps by a file of configs/accelerate; the losses and validation losses by step."""
@@ -53,7 +54,21 @@ def launch(
             "save_steps": 20,
             "per_device_train_batch_size": 4,
         } | changes
-        config = write_config(build_config(output_dir, **values), folder / "run.yaml")
+        config = build_config(output_dir, **values)
+        if mode == ONE_PROCESS:
+            train_for_module(config)
+        else:
+            run_processes(mode, write_config(config, folder / "run.yaml"))
+        lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        curves = {}
+        for key in ("loss", "validation_loss"):
+            points = [(record["step"], record[key]) for record in records if key in record]
+            curves[key] = dict(points)
+            assert len(points) == len(curves[key])  # each step once
+        return curves
+
+    def run_processes(mode: str, config: Path):
         launcher = [sys.executable, "-m", "accelerate.commands.launch"]
         launcher += ["--config_file", f"configs/accelerate/{mode}.yaml"]
         port = free_port()
@@ -76,15 +91,7 @@ def launch(
                 process.kill()
         output, errors = outputs[0]
         assert not any(process.returncode for process in processes), errors
-        assert ("1 on cpu" if mode == ONE_PROCESS else "2 on cpu") in output
-        lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
-        curves = {}
-        for key in ("loss", "validation_loss"):
-            points = [(record["step"], record[key]) for record in records if key in record]
-            curves[key] = dict(points)
-            assert len(points) == len(curves[key])  # each step once
-        return curves
+        assert "2 on cpu" in output
 
     return run
 

@@ -295,10 +295,14 @@ def test_identity_names_the_interpreter_and_the_distributions_but_not_this_proje
 
 
 @pytest.mark.slow
-def test_the_whole_corpus_is_english_prose_without_repetition() -> None:
-    documents = list(read_python_docs(2))
+def test_the_corpus_is_english_prose_without_repetition() -> None:
+    """A third of it, since all of it takes a minute."""
+    modules = installed_modules()
+    wanted = {"stdlib:json", "stdlib:pydoc_data.topics", "torch:torch.nn.modules.linear"}
+    third = [module for place, module in enumerate(modules) if place % 3 == 0 or module.name in wanted]
+    documents = list(read_python_docs(2, third))
     paragraphs = [paragraph for document in documents for paragraph in document["text"].split("\n")]
-    assert sum(map(len, paragraphs)) > 3_000_000
+    assert sum(map(len, paragraphs)) > 1_000_000
     assert Counter(paragraphs).most_common(1)[0][1] == 1
     assert Counter(document["name"] for document in documents).most_common(1)[0][1] == 1
     assert {"stdlib:json", "stdlib:pydoc_data.topics.assert", "torch:torch.nn.modules.linear"} <= {
