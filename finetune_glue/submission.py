@@ -15,7 +15,7 @@ from pathlib import Path
 from common.errors import UserError, report_user_errors
 from common.files import written_whole
 from finetune_glue.results import PREDICTIONS, Results, Run, read_results
-from finetune_glue.tasks import TASKS
+from finetune_glue.tasks import GLUE, TASKS
 
 
 HEADER = "index\tprediction"
@@ -66,10 +66,11 @@ class SubmissionError(UserError):
 def write_submissions(results: Results, output_dir: Path) -> list[str]:
     """Write `submission.zip`, or `submission-MODEL.zip` of several models, and say what was written or is missing.
 
-    Nothing ends in an error, since a run that has trained for days is not to: what is wrong is said.
+    Nothing ends in an error, since a run that has trained for days is not to: what is wrong is said. A model that was
+    tuned on no task of GLUE has nothing for its server.
     """
     messages = []
-    for model in results.models:
+    for model in dict.fromkeys(group.model for group in results.best_groups() if group.task.name in GLUE):
         name = _zip_name(results, model)
         try:
             messages += write_submission(results, model, output_dir / name)

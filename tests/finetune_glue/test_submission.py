@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from cell_folders import NUMBERS, TEST_ROWS, write_cell, write_predictions
+from cell_folders import NUMBERS, TEST_ROWS, own_task, write_cell, write_predictions
 
 from common.errors import UserError
 from finetune_glue.results import read_results
@@ -186,3 +186,10 @@ def test_wrong_folder_ends_in_a_message(tmp_path: Path):
     )
     assert ended.returncode == 2
     assert ended.stderr.strip() == f"error: {tmp_path} holds no cells of a run: name the output_dir of run_glue.py."
+
+
+def test_tasks_of_ones_own_have_no_server(tmp_path: Path):
+    task = own_task()
+    write_cell(tmp_path, task, 1, {"accuracy": 0.5})
+    assert write_submissions(read_results(tmp_path, [task]), tmp_path) == []
+    assert not list(tmp_path.glob("*.zip"))
