@@ -85,8 +85,7 @@ class Curves:
 
 
 def draw_losses(axes, curves: Curves, prefix: str, colour: str, alone: bool):
-    _draw(axes, curves, "loss", f"{prefix}training loss", colour, THIN)
-    _draw(axes, curves, "validation_loss", f"{prefix}validation loss", colour, BOLD)
+    _draw_both(axes, curves, ("loss", "validation_loss"), prefix, " loss", colour)
     places, losses = curves.points("validation_loss")
     if losses:
         axes.annotate(f"{losses[-1]:.2f}", (places[-1], losses[-1]), xytext=(-14, 8), textcoords="offset points")
@@ -94,8 +93,7 @@ def draw_losses(axes, curves: Curves, prefix: str, colour: str, alone: bool):
 
 
 def draw_accuracy(axes, curves: Curves, prefix: str, colour: str, alone: bool):
-    _draw(axes, curves, "accuracy", f"{prefix}training", colour, THIN)
-    _draw(axes, curves, "validation_accuracy", f"{prefix}validation", colour, BOLD)
+    _draw_both(axes, curves, ("accuracy", "validation_accuracy"), prefix, "", colour)
     axes.set_ylabel("masked accuracy")
 
 
@@ -118,10 +116,19 @@ PANELS = {
 }
 
 
+def _draw_both(axes, curves: Curves, keys: tuple[str, str], prefix: str, what: str, colour: str):
+    """Training as a thin line and validation as a bold one; the legend of several runs names each run once."""
+    training, validation = f"{prefix}training{what}", f"{prefix}validation{what}"
+    if prefix and curves.points(keys[1])[1]:
+        training, validation = "", f"{validation} (thin: training)"
+    _draw(axes, curves, keys[0], training, colour, THIN)
+    _draw(axes, curves, keys[1], validation, colour, BOLD)
+
+
 def _draw(axes, curves: Curves, key: str, label: str, colour: str, style: dict):
     places, values = curves.points(key)
     if values:
-        axes.plot(places, values, color=colour, label=label, **style)
+        axes.plot(places, values, color=colour, label=label or None, **style)
 
 
 def _draw_layers(axes, curves: Curves, key: str, prefix: str, colour: str, alone: bool):
