@@ -75,7 +75,10 @@ def write_submissions(results: Results, output_dir: Path) -> list[str]:
         try:
             messages += write_submission(results, model, output_dir / name)
         except SubmissionError as error:
-            messages.append(f"no {name}: {error}")
+            first, *details = str(error).splitlines()
+            if details:
+                first += f" some: `python finetune_glue/submission.py {output_dir} --model {model}` says what to do."
+            messages.append(f"no {name}: {first}")
     return messages
 
 

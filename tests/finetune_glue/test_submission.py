@@ -11,7 +11,14 @@ from cell_folders import NUMBERS, TEST_ROWS, own_task, write_cell, write_predict
 
 from common.errors import UserError
 from finetune_glue.results import read_results
-from finetune_glue.submission import FILES, check_submission, main, write_submission, write_submissions
+from finetune_glue.submission import (
+    FILES,
+    SubmissionError,
+    check_submission,
+    main,
+    write_submission,
+    write_submissions,
+)
 from finetune_glue.tasks import GLUE, TASKS
 
 
@@ -98,8 +105,14 @@ def test_numbers_are_clipped_and_rounded(tmp_path: Path):
 def test_task_without_predictions_is_named_and_no_zip_is_written(tmp_path: Path):
     write_run(tmp_path, tuple(task for task in GLUE if task not in ("wnli", "mnli")))
     shutil.rmtree(tmp_path / "cells/luna/sst2/default/seed-1/predictions")
-    (message,) = write_submissions(read_results(tmp_path), tmp_path)
-    assert message.startswith("no submission.zip: the server wants 11 files")
+    (line,) = write_submissions(read_results(tmp_path), tmp_path)
+    assert line == (
+        "no submission.zip: the server wants 11 files, and there are no predictions for some: "
+        f"`python finetune_glue/submission.py {tmp_path} --model luna` says what to do."
+    )
+    with pytest.raises(SubmissionError) as raised:
+        write_submission(read_results(tmp_path), "luna", tmp_path / "submission.zip")
+    message = str(raised.value)
     assert "SST-2.tsv: there is no " in message and "put the test file of SST-2 with the data" in message
     assert "MNLI-m.tsv, MNLI-mm.tsv, AX.tsv, WNLI.tsv: run --tasks mnli,wnli" in message
     assert list(tmp_path.glob("submission*")) == []
