@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 from tqdm import tqdm
 
+from common.durations import duration
 from common.errors import UserError
 from finetune_glue.cells import Cell
 from finetune_glue.configuration import GlueConfig
@@ -272,14 +273,6 @@ def best_run(cells: list[Cell]) -> Run | None:
     groups = [Group(cells[0].model_name, cells[0].task, setting, tuple(seeds)) for setting, seeds in runs.items()]
     best = best_group(groups)
     return best.best if best else None
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _show(bar: tqdm, step: int, steps: int):

@@ -26,10 +26,10 @@ import modeling_luna  # noqa: F401 - makes the Auto classes know Luna
 from common.encoders import NO_LIMIT, fixed_length, located, position_limits
 from common.errors import UserError
 from finetune_glue.batches import Collator
+from finetune_glue.configuration import UNTRAINED
 from finetune_glue.tasks import Task
 
 
-UNTRAINED = "untrained:"  # before a model: fresh weights in place of its own
 POOLER = "pooler"  # part of an encoder that a masked language model leaves out
 
 

@@ -187,7 +187,7 @@ def read_task(path: Path) -> Task:
         UserError: naming the file and the key, for what is missing, unknown or makes no sense.
     """
     known = {key.name: key.type for key in dataclasses.fields(_Description)}
-    values = read_values(path, [], known, nested="")
+    values = read_values(path, [], known, nested=[])
     for key in ("problem", "text"):
         if key not in values:
             raise ConfigurationError(f"{path}: the key {key} is missing.")

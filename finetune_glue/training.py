@@ -16,17 +16,16 @@ from common.files import remove_folder, write_folder, write_json, write_text
 from common.hardware import describe_hardware
 from finetune_glue.batches import padding_share
 from finetune_glue.cell_trainer import CellTrainer, Log, Progress
-from finetune_glue.cells import RESULT, Cell
+from finetune_glue.cells import Cell
 from finetune_glue.data import TaskData
 from finetune_glue.encoding import EncodedRows, encode
 from finetune_glue.metrics import check_metrics, evaluate, is_constant, predicted, score
+from finetune_glue.results import MODEL, PREDICTIONS, RESULT
 from finetune_glue.starting_model import StartingModel, load_starting_model
 from finetune_glue.tasks import Task
 
 
 LOG = "log.jsonl"
-MODEL = "model"
-PREDICTIONS = "predictions"
 PACKAGES = ("accelerate", "datasets", "numpy", "scikit-learn", "scipy", "tokenizers", "torch", "transformers")
 
 

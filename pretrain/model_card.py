@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 
 import modeling_luna
 from common.citation import LUNA
+from common.durations import duration
 from common.hardware import describe_hardware
 from pretrain.batches import BatchSizes
 from pretrain.configuration import PretrainConfig
 from pretrain.curves import draw_curves
 from pretrain.metrics import METRICS_FILE, read_metrics
-from pretrain.monitoring import duration, perplexity
+from pretrain.monitoring import perplexity
 from pretrain.progress import Progress
 from pretrain.report import CURVES_FILE
 from pretrain.schedules import Schedule

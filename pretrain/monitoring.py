@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
+from common.durations import duration
 from common.hardware import GIB, describe_hardware
 from pretrain.batches import BatchPlan
 from pretrain.configuration import PretrainConfig
@@ -26,14 +27,6 @@ from pretrain.trackers import Trackers
 
 
 SECONDS_BETWEEN_LINES = 15  # where the output is a file and no progress bar is drawn
-
-
-def duration(seconds: float) -> str:
-    """2 h 05 min, 3 min 20 s, or 12 s."""
-    minutes, seconds = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
 def print_plan(

@@ -18,7 +18,7 @@ from finetune_glue.cells import Cell, plan_cells
 from finetune_glue.configuration import GlueConfig
 from finetune_glue.data import TaskData
 from finetune_glue.results import ERROR, MODEL, RESULT
-from finetune_glue.scheduler import Worker, delete_unwanted_models, duration, run_cells
+from finetune_glue.scheduler import Worker, delete_unwanted_models, run_cells
 
 
 SCORES = {1: 0.5, 2: 0.9, 3: 0.7}  # of the seeds
@@ -217,10 +217,3 @@ def test_transfer_without_a_model_of_mnli(ran: list, tmp_path: Path, monkeypatch
     transfer = config(tmp_path, model="a", tasks="mnli,rte", transfer=True, seeds=1)
     run_cells(transfer, plan_cells(transfer))
     assert "failed: there is no mnli model of a to start from: its cells have failed." in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (3600, "60 min"), (7500, "2 h 05 min")]
-)
-def test_durations(seconds: float, text: str):
-    assert duration(seconds) == text

@@ -14,12 +14,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from common.durations import duration
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain import device_totals, monitoring
 from pretrain.batches import BatchPlan, BatchSizes
 from pretrain.hardware import training_flops
 from pretrain.metrics import MetricsFile, read_metrics
-from pretrain.monitoring import Monitor, duration, measure_row, print_plan
+from pretrain.monitoring import Monitor, measure_row, print_plan
 from pretrain.optimization import StepResult
 from pretrain.progress import Progress
 from pretrain.schedules import Schedule
