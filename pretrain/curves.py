@@ -10,7 +10,8 @@ from common.errors import UserError
 
 
 matplotlib.use("Agg")
-AXES = {"step": "step", "tokens": "tokens seen"}
+AXES = {"step": "step", "tokens": "tokens seen", "time": "minutes of training"}
+COUNTED = {"tokens": ("tokens", 1), "time": ("training_seconds", 60)}  # in the records: a key and its unit
 THIN = {"alpha": 0.4, "linewidth": 1}
 BOLD = {"marker": "o", "markersize": 4, "linewidth": 2}
 
@@ -25,10 +26,10 @@ def draw_curves(
         runs: the records of each run, by its name.
         output: the picture to write.
         entropies: unigram entropies of the validation data, drawn as lines.
-        axis: what they are drawn over, `step` or `tokens`.
+        axis: what they are drawn over, a key of `AXES`. The time is that of the training steps alone.
 
     Raises:
-        UserError: for `tokens` where the records hold none.
+        UserError: for `tokens` and `time` where the records hold none.
     """
     from matplotlib import pyplot
 
@@ -63,23 +64,24 @@ def draw_curves(
 
 
 class Curves:
-    """The points of one run's metrics over steps or tokens."""
+    """The points of one run's metrics over steps, tokens or time."""
 
     def __init__(self, records: list[dict], axis: str, name: str):
         self.records = records
         self.steps: list[int] = []
-        self.places: list[int] = []
-        if axis == "tokens":
-            known = [(record["step"], record["tokens"]) for record in records if "tokens" in record]
+        self.places: list[float] = []
+        if axis in COUNTED:
+            key, unit = COUNTED[axis]
+            known = [(record["step"], record[key] / unit) for record in records if key in record]
             if not known:
-                raise UserError(f"{name}: the metrics hold no numbers of tokens: draw them with `--over step`.")
+                raise UserError(f"{name}: the metrics hold no {key}: draw them with `--over step`.")
             self.steps, self.places = map(list, zip(*sorted(known), strict=True))
 
     def points(self, key: str) -> tuple[list[float], list]:
         """Where a key has a value, and the values."""
         records = [record for record in self.records if record.get(key) is not None]
         steps = [record["step"] for record in records]
-        # An evaluation does not count the tokens.
+        # An evaluation counts neither tokens nor time.
         places = steps if not self.steps else np.interp(steps, self.steps, self.places).tolist()
         return places, [record[key] for record in records]
 

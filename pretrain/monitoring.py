@@ -214,6 +214,7 @@ class Monitor:
                 "learning_rate": learning_rate,
                 "tokens": progress.tokens,
                 "labelled_tokens": progress.labelled,
+                "training_seconds": round(progress.seconds, 1),
                 "tokens_per_second": round(speed),
                 "tokens_per_second_per_device": round(speed / self.num_processes),
                 "mfu": self._mfu(totals, seconds),

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from run_records import timeless
 
 from common.durations import duration
 from modeling_luna import LunaConfig, LunaForMaskedLM
@@ -123,7 +124,7 @@ def test_record_of_the_steps_since_the_last_log(build_monitor: Callable, tmp_pat
     monitor, progress = build_monitor(logging_steps=2, processes=4)
     do_step(monitor, progress, result(2.0), seconds=4.0, waited=0.5)
     assert metrics(tmp_path) == []
-    do_step(monitor, progress, result(4.0, norm=1.5, correct=18), seconds=6.0, waited=1.5)
+    do_step(monitor, progress, result(4.0, norm=1.5, correct=18, seconds=9.96), seconds=6.0, waited=1.5)
     (record,) = metrics(tmp_path)
     flops = 2 * training_flops(monitor.model_config, ROWS, PLACES // ROWS, LABELLED)
     assert record.pop("peak_memory_gib") > 0.05
@@ -136,6 +137,7 @@ def test_record_of_the_steps_since_the_last_log(build_monitor: Callable, tmp_pat
         "learning_rate": 0.5,
         "tokens": 2 * TOKENS,
         "labelled_tokens": 2 * LABELLED,
+        "training_seconds": 10.0,
         "tokens_per_second": 96,
         "tokens_per_second_per_device": 24,
         "mfu": pytest.approx(flops / (10 * 4 * PEAK), abs=1e-4),
@@ -438,9 +440,4 @@ def test_metrics_of_a_run_and_its_resume(build_config: Callable, train: Callable
     shutil.copytree(tmp_path / "whole", tmp_path / "killed", ignore=shutil.ignore_patterns("checkpoint-8", "model"))
     config.output_dir = str(tmp_path / "killed")
     resumed = train(config)
-    times = {"tokens_per_second", "tokens_per_second_per_device", "mfu", "data_wait_share", "peak_memory_gib"}
-
-    def timeless(records: list[dict]) -> list[dict]:
-        return [{key: value for key, value in record.items() if key not in times} for record in records]
-
     assert timeless(resumed) == timeless(whole)
