@@ -57,24 +57,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="a folder, or an id of the Hub; ID@REVISION for another revision")
-    add(
-        "--data",
-        nargs="+",
-        default=[],
-        metavar="SOURCE",
-        help="texts, named as in the `data` of a pretraining: files, folders, patterns, datasets of the Hub, "
-        "python-docs, or mappings such as '{path: wikitext, config: wikitext-103-raw-v1, split: test}'",
-    )
-    add("--text_column", default="text", help="column of tables, and key of JSON lines, that holds the text")
-    add("--documents", default="auto", help="what a document is in text files: auto, line, blank_line or file")
-    add("--split", default="validation", help="split of datasets of the Hub (%(default)s)")
-    add(
-        "--held_out",
-        type=share,
-        metavar="SHARE",
-        help="read the documents alone that pretraining with validation_share SHARE keeps for validation",
-    )
-    add("--max_documents", type=positive_number, help="read so many documents of each source at most")
+    add_text_options(parser)
     add("--mask_probability", type=share, default=0.15, help="the share of words to hide (%(default)s)")
     add(
         "--prediction",
@@ -113,6 +96,29 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     options.data = list(dict.fromkeys(options.data))
     options.models = list(dict.fromkeys(str(Path(name)) if os.path.isdir(name) else name for name in options.models))
     return options
+
+
+def add_text_options(parser: argparse.ArgumentParser):
+    """Add the options that `pretrain.evaluation.texts` reads."""
+    add = parser.add_argument
+    add(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="texts, named as in the `data` of a pretraining: files, folders, patterns, datasets of the Hub, "
+        "python-docs, or mappings such as '{path: wikitext, config: wikitext-103-raw-v1, split: test}'",
+    )
+    add("--text_column", default="text", help="column of tables, and key of JSON lines, that holds the text")
+    add("--documents", default="auto", help="what a document is in text files: auto, line, blank_line or file")
+    add("--split", default="validation", help="split of datasets of the Hub (%(default)s)")
+    add(
+        "--held_out",
+        type=share,
+        metavar="SHARE",
+        help="read the documents alone that pretraining with validation_share SHARE keeps for validation",
+    )
+    add("--max_documents", type=positive_number, help="read so many documents of each source at most")
 
 
 def positive_number(text: str) -> int:

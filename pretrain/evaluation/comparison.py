@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import itertools
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +14,11 @@ import transformers
 from accelerate import PartialState
 
 from common.errors import UserError
-from common.yaml_config import parse
-from pretrain.configuration import PretrainConfig
-from pretrain.data.shards import HASH_RANGE, document_hash
-from pretrain.data.sources import Source, read_documents
+from pretrain.data.sources import Source
 from pretrain.evaluation.hidden_words import HiddenWords, evaluate_hidden_words
 from pretrain.evaluation.minimal_pairs import MinimalPair, evaluate_minimal_pairs, read_minimal_pairs
 from pretrain.evaluation.models import MaskedModel, ModelError, Scorer, TextEncoder, run_together
+from pretrain.evaluation.texts import read_sources, read_texts
 
 
 LONGEST_ROW = 512  # tokens, where nobody asks for more
@@ -95,18 +92,6 @@ def processes(device: str) -> Iterator[PartialState]:
         yield state
     finally:
         state.destroy_process_group()  # a CPU one sometimes aborts at the interpreter's exit if it is still there
-
-
-def read_sources(options: argparse.Namespace) -> list[tuple[str, Source]]:
-    """The sources that `--data` names, with these names."""
-    entries = []
-    for name in options.data:
-        entry: Any = parse("data", [name], dict) if name.startswith("{") else {"path": name}
-        entries.append({"split": options.split, **entry})
-    if not entries:
-        return []
-    config = PretrainConfig("", data=entries, text_column=options.text_column, documents=options.documents)
-    return list(zip(options.data, config.sources(), strict=True))
 
 
 def new_report(name: str) -> dict[str, Any]:
@@ -187,15 +172,6 @@ def cut_text(
             "evaluate the models one by one."
         )
     return CutText(text, list(others), weak)
-
-
-def read_texts(source: Source, options: argparse.Namespace) -> Iterator[str]:
-    """The texts of the documents of a source that are asked for."""
-    num_proc = max(1, (os.cpu_count() or 1) // PartialState().num_processes)
-    texts = (document["text"] for document in read_documents(source, num_proc))
-    if options.held_out is not None:
-        texts = (text for text in texts if document_hash(text.encode()) < options.held_out * HASH_RANGE)
-    return itertools.islice(texts, options.max_documents)
 
 
 def evaluate_model(

@@ -166,8 +166,6 @@ def test_names_below_ddp_are_those_of_the_model(build: Callable, tmp_path: Path)
         torch.distributed.destroy_process_group()
 
 
-
-
 def read_files(run: Path, step: int) -> dict[str, bytes]:
     names = (
         f"checkpoint-{step}/model.safetensors", f"checkpoint-{step}/training_state/optimizer.safetensors",
