@@ -35,12 +35,26 @@ def located(name: str, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
 def position_limits(model: PreTrainedModel) -> list[int]:
     """The numbers of tokens that the parts of a model which know of positions take."""
     limits = [getattr(model.config, "max_position_embeddings", None) or 0]
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.split(".")[-1] == "position_embeddings":
-            # RoBERTa and its kin count positions from the row after that of padding.
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - unused)
+    limits += [table.num_embeddings - _first_row(table) for table in _position_tables(model)]
     return [limit for limit in limits if limit > 0]
+
+
+def position_offset(model: PreTrainedModel) -> int:
+    """The position, as `position_ids` have it, of the first token."""
+    return max(map(_first_row, _position_tables(model)), default=0)
+
+
+def _position_tables(model: PreTrainedModel) -> list[nn.Embedding]:
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.split(".")[-1] == "position_embeddings"
+    ]
+
+
+def _first_row(table: nn.Embedding) -> int:
+    """RoBERTa and its kin count positions from the row after that of padding."""
+    return 0 if table.padding_idx is None else table.padding_idx + 1
 
 
 def fixed_length(config: PreTrainedConfig) -> int | None:

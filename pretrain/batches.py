@@ -45,6 +45,27 @@ class BatchSizes:
 
 
 @dataclass(frozen=True)
+class RowLengths:
+    """The tokens of a row at each step: constant, or doubling from `start` to `max_length` in equally long stages of
+    the first `ramp_steps` steps."""
+
+    max_length: int
+    start: int
+    ramp_steps: int
+
+    @classmethod
+    def from_config(cls, config: PretrainConfig) -> "RowLengths":
+        return cls(config.max_length, config.max_length_start or config.max_length, config.max_length_ramp_steps)
+
+    def at(self, step: int) -> int:
+        """The length of the rows of a step."""
+        if step >= self.ramp_steps:
+            return self.max_length
+        doublings = (self.max_length // self.start).bit_length() - 1
+        return self.start << (step * doublings // self.ramp_steps)
+
+
+@dataclass(frozen=True)
 class BatchPlan:
     """How the rows of a step are shared out: evenly over the processes, and in each over its micro-batches.
 
@@ -90,12 +111,19 @@ class TrainingBatches(Dataset):
     """Item k is what this process needs for step k: a micro-batch after the other, as arguments of the model.
 
     Row and mask are functions of (seed, step, place in the global batch) alone.
+
+    Args:
+        rows: of the training data.
+        masking: of the tokens.
+        plan: which rows of a step are this process's.
+        lengths: to which the rows are cut; None: they stay whole.
     """
 
-    def __init__(self, rows: PackedRows, masking: Masking, plan: BatchPlan):
+    def __init__(self, rows: PackedRows, masking: Masking, plan: BatchPlan, lengths: RowLengths | None = None):
         self.rows = rows
         self.masking = masking
         self.plan = plan
+        self.lengths = lengths
 
     def __getitem__(self, step: int) -> list[dict]:
         first = self.plan.sizes.rows_before(step)
@@ -104,7 +132,8 @@ class TrainingBatches(Dataset):
     def _micro_batch(self, places: np.ndarray, first: int, step: int) -> dict:
         batch = self.rows[self.rows.sample(first + places, self.masking.seed)]
         input_ids, labels = self.masking(batch.ids, places, step, TRAINING)
-        return model_arguments(input_ids, labels, batch, self.rows.pad_token_id)
+        arguments = model_arguments(input_ids, labels, batch, self.rows.pad_token_id)
+        return arguments if self.lengths is None else cut_rows(arguments, self.lengths.at(step))
 
 
 class EvaluationBatches(Dataset):
@@ -148,4 +177,21 @@ def model_arguments(input_ids: np.ndarray, labels: np.ndarray, rows: RowBatch, p
         arguments["cu_seq_lens_q"] = torch.tensor(starts, dtype=torch.int32)
         tokens_before = np.concatenate([[0], np.cumsum(mask)])
         arguments["max_length_q"] = int(np.diff(tokens_before[starts]).max())
+    return arguments
+
+
+def cut_rows(arguments: dict[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:
+    """Rows in pieces of `length` tokens, which then are rows of their own.
+
+    Each token keeps its position, so that every position is learnt while rows are short. Pieces of padding alone are
+    left out.
+    """
+    num_rows, whole = arguments["input_ids"].shape
+    if length == whole:
+        return arguments
+    arguments = arguments | {"position_ids": torch.arange(whole).expand(num_rows, whole)}
+    arguments = {name: values.reshape(-1, length) for name, values in arguments.items()}
+    if "attention_mask" in arguments:
+        filled = arguments["attention_mask"].any(dim=1)
+        arguments = {name: values[filled] for name, values in arguments.items()}
     return arguments

@@ -44,6 +44,7 @@ FIXED = (
     "data", "text_column", "documents", "validation_share", "tokenizer", "vocab_size", "packing", "max_length",
     "model_type", "model_config", "model", "init_from", "masking", "mask_probability", "mask_probability_end",
     "mask_probability_steps", "mean_span_length", "seed", "batch_size", "batch_size_start", "batch_size_ramp_steps",
+    "max_length_start", "max_length_ramp_steps",
     "optimizer", "weight_averaging", "averaging_decay", "averaging_start_step", "averaging_interval",
 )  # fmt: skip
 

@@ -108,6 +108,8 @@ class PretrainConfig:
     batch_size: int = 256
     batch_size_start: int | None = None  # rows of the first steps, which rise to batch_size ...
     batch_size_ramp_steps: int = 0  # ... over so many
+    max_length_start: int | None = None  # the first steps cut their rows into pieces of so many tokens; doubled ...
+    max_length_ramp_steps: int = 0  # ... in stages of the same length up to max_length, over so many steps
     per_device_train_batch_size: int | None = None  # rows that a process takes at once, at most; null: all its share
     optimizer: str = "adamw"  # or "stable_adamw"
     adam_beta1: float = 0.9
@@ -250,7 +252,7 @@ class PretrainConfig:
             self._require(key, getattr(self, key) >= 1, "must be at least 1")
         for key in (
             "eval_steps", "save_steps", "dataloader_num_workers", "weight_decay", "min_learning_rate",
-            "batch_size_ramp_steps", "averaging_start_step",
+            "batch_size_ramp_steps", "max_length_ramp_steps", "averaging_start_step",
         ):  # fmt: skip
             self._require(key, getattr(self, key) >= 0, "must not be negative")
         for key in (
@@ -290,6 +292,7 @@ class PretrainConfig:
             self.batch_size_start is None or self.batch_size_start <= self.batch_size,
             f"must not exceed batch_size ({self.batch_size})",
         )
+        self._validate_length_ramp()
         for tracker in [self.report_to] if isinstance(self.report_to, str) else self.report_to:
             self._require("report_to", tracker in TRACKERS, f"must be one or several of {', '.join(TRACKERS)}")
         self._require("project", bool(self.project), "must not be empty")
@@ -343,6 +346,24 @@ class PretrainConfig:
             "mask_probability_steps",
             self.mask_probability_steps is None or self.mask_probability_end is not None,
             "must be null without mask_probability_end",
+        )
+
+    def _validate_length_ramp(self):
+        start, steps = self.max_length_start, self.max_length_ramp_steps
+        if start is None:
+            self._require("max_length_ramp_steps", steps == 0, "must be 0 without max_length_start")
+            return
+        doublings = (self.max_length // start).bit_length() - 1 if start > 0 else 0
+        self._require(
+            "max_length_start",
+            start >= 4 and start << doublings == self.max_length,
+            f"must be at least 4, and max_length ({self.max_length}) halved several times",
+        )
+        self._require(
+            "max_length_ramp_steps", steps >= doublings, f"must be at least {doublings}, a step for each length"
+        )
+        self._require(
+            "max_length_start", self.packing != "best_fit", "cannot be had: best_fit packs whole documents already"
         )
 
     def trackers(self) -> list[str]:

@@ -53,6 +53,7 @@ def print_plan(
         steps, expected = f"{schedule.total_steps:,} of", f"about {duration(seconds * rows)}"
     tokens = rows * config.max_length
     rising = "" if plan.sizes.ramp_steps == 0 else f"{plan.sizes.start:,} to "
+    lengthening = "" if config.max_length_start is None else f"{config.max_length_start:,} to "
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     options = model.config
     start = f" from {config.init_from}" if config.init_from else ""
@@ -65,8 +66,8 @@ def print_plan(
         f"size {options.hidden_size}, {options.num_attention_heads} heads, {own}vocabulary {options.vocab_size:,}",
         "Data": f"{sources}: {train['tokens']:,} tokens in {train['documents']:,} documents to learn from, "
         f"{validation['tokens']:,} in {validation['documents']:,} held out",
-        "Steps": f"{steps} {rising}{config.batch_size:,} rows of {config.max_length:,} tokens: {tokens:,} "
-        f"tokens, {tokens / train['tokens']:.1f} times the data",
+        "Steps": f"{steps} {rising}{config.batch_size:,} rows of {lengthening}{config.max_length:,} tokens: "
+        f"{tokens:,} tokens, {tokens / train['tokens']:.1f} times the data",
         "Processes": f"{accelerator.num_processes} on {accelerator.device.type} in {precision}, each "
         f"{plan.num_micro_batches(config.batch_size)} x {plan.micro_batch_size} rows a step",
         "Hardware": describe_hardware(accelerator),

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from common.encoders import position_limits
+from common.encoders import position_limits, position_offset
 from common.yaml_config import ConfigurationError, suggest
 from pretrain.masking import IGNORED
 
@@ -52,7 +52,9 @@ def build_peer(config: PreTrainedConfig, attn_implementation: str | None = None)
         ValueError, ImportError: where it has not this implementation of attention.
     """
     model_class = typing.cast(type[PreTrainedModel], MODEL_FOR_MASKED_LM_MAPPING[type(config)])
-    return _peer_class(model_class)._from_config(config, attn_implementation=attn_implementation)
+    model = _peer_class(model_class)._from_config(config, attn_implementation=attn_implementation)
+    model.position_offset = position_offset(model)
+    return model
 
 
 def check_length(model: PreTrainedModel, length: int):
@@ -78,11 +80,14 @@ def _peer_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
             input_ids: torch.Tensor,
             labels: torch.Tensor,
             attention_mask: torch.Tensor | None = None,
+            position_ids: torch.Tensor | None = None,
             num_items_in_batch: torch.Tensor | int | None = None,
             num_predicted: int | None = None,
             num_tokens: int | None = None,
         ) -> MaskedLMOutput:
             labels, inputs = labels.flatten(), {"input_ids": input_ids, "attention_mask": attention_mask}
+            if position_ids is not None:
+                inputs["position_ids"] = position_ids + self.position_offset
             head = _head(self)
             if head is None:
                 logits = super().forward(**inputs).logits.flatten(0, 1)

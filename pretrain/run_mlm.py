@@ -83,7 +83,7 @@ def pretrain(
     from transformers import AutoModelForMaskedLM
 
     from pretrain.averaging import WeightAverage
-    from pretrain.batches import EvaluationBatches, TrainingBatches
+    from pretrain.batches import EvaluationBatches, RowLengths, TrainingBatches
     from pretrain.checkpoints import Checkpoints
     from pretrain.data.packed_data import PackedRows
     from pretrain.data.tokenizer import load_tokenizer
@@ -112,7 +112,8 @@ def pretrain(
     tokenizer = load_tokenizer(str(prepared / "tokenizer"))
     tokenizer.model_max_length = config.max_length  # prepared data serve runs with rows of any length
     masking = Masking.from_config(config, tokenizer, schedule.total_steps)
-    training = TrainingBatches(PackedRows.open(prepared, "train", config.max_length, config.packing), masking, plan)
+    rows = PackedRows.open(prepared, "train", config.max_length, config.packing)
+    training = TrainingBatches(rows, masking, plan, RowLengths.from_config(config))
     validation_rows = PackedRows.open(prepared, "validation", config.max_length, config.packing)
     validation = EvaluationBatches(validation_rows, masking, plan, config.max_eval_rows)
 
@@ -122,7 +123,7 @@ def pretrain(
         outbox.add_missing()
     checkpoint = checkpoints.find()
     if main_process:
-        seconds = measure_row(model, training[0][0], accelerator)
+        seconds = measure_row(model, TrainingBatches(rows, masking, plan)[0][0], accelerator)
         print_plan(config, model, manifest, plan, accelerator, seconds, schedule)
     if checkpoint is not None:
         checkpoints.load_model(checkpoint, model)

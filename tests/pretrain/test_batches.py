@@ -6,7 +6,16 @@ import torch
 from packed_rows import END, LENGTH, PAD, START, rows_of_numbers
 
 from common.yaml_config import ConfigurationError
-from pretrain.batches import BatchPlan, BatchSizes, EvaluationBatches, TrainingBatches, model_arguments
+from modeling_luna import LunaConfig, LunaForMaskedLM
+from pretrain.batches import (
+    BatchPlan,
+    BatchSizes,
+    EvaluationBatches,
+    RowLengths,
+    TrainingBatches,
+    cut_rows,
+    model_arguments,
+)
 from pretrain.data.packed_data import PackedRows, RowBatch
 from pretrain.masking import IGNORED, Masking
 
@@ -60,6 +69,40 @@ def test_processes_share_out_the_batch_of_one_process(rows, masking, processes: 
         )
         for name in ("input_ids", "labels"):
             assert torch.equal(torch.cat([batch[name] for part in parts for batch in part]), whole[name])
+
+
+def test_lengths_double_in_stages():
+    lengths = RowLengths(max_length=32, start=4, ramp_steps=6)
+    assert [lengths.at(step) for step in (*range(8), 10**9)] == [4, 4, 8, 8, 16, 16, 32, 32, 32]
+    assert RowLengths(max_length=32, start=32, ramp_steps=0).at(0) == 32
+
+
+def test_pieces_of_rows_keep_tokens_labels_and_positions(rows, masking):
+    whole, ramped = TrainingBatches(rows, masking, plan(24)), None
+    ramped = TrainingBatches(rows, masking, plan(24), RowLengths(LENGTH, LENGTH // 4, 2))
+    for step, pieces in ((0, 4), (1, 2)):
+        (batch,), (cut,) = whole[step], ramped[step]
+        assert cut.keys() == batch.keys() | {"position_ids"} and "attention_mask" in cut
+        filled = batch["attention_mask"].view(-1, LENGTH // pieces).any(dim=1)
+        assert not filled.all()  # the last row of these data has pieces of padding alone
+        for name, values in (batch | {"position_ids": torch.arange(LENGTH).repeat(24, 1)}).items():
+            assert torch.equal(cut[name], values.view(-1, LENGTH // pieces)[filled]), name
+    assert ramped[2][0].keys() == whole[2][0].keys()
+    assert all(torch.equal(values, whole[2][0][name]) for name, values in ramped[2][0].items())
+
+
+def test_a_piece_is_a_row_of_its_own():
+    config = LunaConfig(
+        vocab_size=MASK, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        projection_length=6, max_position_embeddings=16, initializer_range=0.2,
+    )  # fmt: skip
+    model = LunaForMaskedLM(config).eval()
+    ids = torch.randint(4, 100, (3, 16), generator=torch.Generator().manual_seed(0))
+    pieces = cut_rows({"input_ids": ids, "labels": ids}, 4)
+    together = model(**pieces).logits
+    for number in range(12):
+        alone = model(ids.view(12, 1, 4)[number], position_ids=torch.arange(16).view(4, 1, 4)[number % 4]).logits
+        torch.testing.assert_close(together[number : number + 1], alone)
 
 
 def test_batch_of_fewer_rows_than_processes_is_refused():

@@ -216,6 +216,19 @@ def test_the_usage_where_no_file_is_named(arguments: list[str]) -> None:
         ("--decay_steps 5", "decay_steps is 5: it must be null, as only the trapezoidal schedule has a decay"),
         ("--lr_scheduler_type constant", "lr_scheduler_type is 'constant': it must be one of 'linear', 'cosine', "),
         ("--min_learning_rate 1", "min_learning_rate is 1.0: it must not exceed learning_rate (0.0006)."),
+        ("--max_length_ramp_steps 9", "max_length_ramp_steps is 9: it must be 0 without max_length_start."),
+        (
+            "--max_length 96 --max_length_start 16",
+            "max_length_start is 16: it must be at least 4, and max_length (96) halved several times.",
+        ),
+        (
+            "--max_length 64 --max_length_start 8 --max_length_ramp_steps 2",
+            "max_length_ramp_steps is 2: it must be at least 3, a step for each length.",
+        ),
+        (
+            "--packing best_fit --max_length 64 --max_length_start 8 --max_length_ramp_steps 9",
+            "max_length_start is 8: it cannot be had: best_fit packs whole documents already.",
+        ),
         ("--optimizer adam", "optimizer is 'adam': it must be one of 'adamw', 'stable_adamw'."),
         ("--masking words", "masking is 'words': it must be one of 'token', 'whole_word', 'span'."),
         ("--mean_span_length 6", "mean_span_length is 6.0: it must lie between 1 and 5."),

@@ -412,7 +412,8 @@ def test_a_row_is_timed_without_a_trace(build_config: Callable, tmp_path: Path):
 @pytest.mark.parametrize(("total", "hours"), [(20, None), (None, 0.5)])
 def test_plan(build_config: Callable, tmp_path: Path, capsys, total: int | None, hours: float | None):
     changes = {"max_steps": total, "max_train_hours": hours, "warmup_steps": None}
-    config = build_config(tmp_path, batch_size_start=4, batch_size_ramp_steps=10, **changes)
+    ramps = {"batch_size_start": 4, "batch_size_ramp_steps": 10, "max_length_start": 8, "max_length_ramp_steps": 4}
+    config = build_config(tmp_path, **ramps, **changes)
     model = LunaForMaskedLM(LunaConfig(**config.model, vocab_size=400))
     plan = BatchPlan(BatchSizes.from_config(config))
     schedule = Schedule.from_config(config, plan.sizes)
@@ -422,6 +423,7 @@ def test_plan(build_config: Callable, tmp_path: Path, capsys, total: int | None,
     assert "3,200 tokens/s" in output and f"{model.num_parameters():,} parameters" in output
     rows = plan.sizes.rows_before(20) if total else 180_000
     assert f"{rows * 32:,} tokens, {rows * 32 / 5000:.1f} times the data" in output
+    assert "rows of 8 to 32 tokens: " in output
     assert ("20 of 4 to 16 rows" in output) if total else ("as many as 0.5 h allow" in output)
 
 

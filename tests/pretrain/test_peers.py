@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from common.yaml_config import ConfigurationError
+from pretrain.batches import cut_rows
 from pretrain.masking import IGNORED
 from pretrain.model import new_model
 from pretrain.peers import peer_config
@@ -85,6 +86,31 @@ def test_loss_and_gradients_are_those_of_the_architecture(model_type: str):
     counted = (labels != IGNORED).sum()
     with_counts = peer(**inputs, num_items_in_batch=7, num_predicted=int(counted), num_tokens=52).loss
     torch.testing.assert_close(with_counts, expected * counted / 7)
+
+
+@pytest.mark.parametrize("model_type", PEERS)
+def test_pieces_of_rows_have_the_positions_of_their_rows(model_type: str):
+    config = peer_config(model_type, PEERS[model_type][1])
+    peer = new_model(config).eval()
+    input_ids = torch.randint(4, 90, (1, 20), generator=torch.Generator().manual_seed(0))
+    pieces = cut_rows({"input_ids": input_ids, "labels": input_ids}, 10)
+    asked_for: list[torch.Tensor] = []
+    tables = [m for name, m in peer.named_modules() if name.endswith("position_embeddings")]
+    for table in tables:
+        table.register_forward_hook(lambda module, inputs, output: asked_for.append(output))
+    whole = peer(input_ids=input_ids, labels=input_ids)
+    cut = peer(**pieces)
+    assert torch.isfinite(cut.loss) and not torch.allclose(cut.logits, whole.logits)
+    if tables:
+        torch.testing.assert_close(asked_for[1].reshape(-1), asked_for[0].reshape(-1))
+    else:  # rotary positions: only their distances count
+        assert model_type == "modernbert"
+
+
+def test_run_whose_rows_grow(roberta: Callable, train: Callable):
+    metrics = train(roberta(max_length_start=8, max_length_ramp_steps=10))
+    losses = [record["loss"] for record in metrics if "loss" in record]
+    assert losses[-1] < losses[0] - 0.2
 
 
 def test_run_of_another_architecture(roberta: Callable, train: Callable, tmp_path: Path, capsys):
