@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from common.files import written_whole
 from finetune_glue.results import Group, Results
 from finetune_glue.tables import metric_name, parts_of, split_name
 from finetune_glue.tasks import GLUE, Task
@@ -30,6 +31,7 @@ class Column:
     note: str = ""
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # a `$` in a name is a dollar
 def draw_results(results: Results, output: Path) -> Path:
     """Draw a panel for each task, and one for the average of several tasks of GLUE, into a PNG.
 
@@ -62,7 +64,8 @@ def draw_results(results: Results, output: Path) -> Path:
         figure.legend(
             handles, entries, loc="outside lower center", ncols=min(per_row, len(entries)), frameon=False, fontsize=9
         )
-        figure.savefig(output, dpi=150, format="png")
+        with written_whole(output) as file:
+            figure.savefig(file, dpi=150, format="png")
     finally:
         pyplot.close(figure)
     return output

@@ -60,6 +60,28 @@ def test_points_and_medians(tmp_path: Path, drawn: list):
     assert high - low > 4  # differences within noise do not fill the panel
 
 
+def test_dollars_in_names_are_no_formulas(tmp_path: Path, drawn: list):
+    task = own_task(title=r"5$ or $\frac")
+    write_run(tmp_path, [r"a$\frac$b"], [task], 1)
+    draw_results(read_results(tmp_path, [task]), tmp_path / "results.png")
+    assert drawn[0].axes[0].get_title() == "5$ or $\\frac\nacc"
+
+
+def test_a_picture_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_run(tmp_path, ["luna"], ["cola"], 1)
+    output = draw_results(read_results(tmp_path), tmp_path / "results.png")
+    before = output.read_bytes()
+
+    def cut_short(figure, file, **options):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", cut_short)
+    with pytest.raises(OSError, match="disk full"):
+        draw_results(read_results(tmp_path), output)
+    assert output.read_bytes() == before and not list(tmp_path.glob("*.partial"))
+
+
 @pytest.mark.parametrize(("models", "tasks", "seeds"), [(1, 1, 1), (6, 1, 5), (2, 3, 2), (6, 9, 5), (9, 9, 1)])
 def test_no_texts_overlap(tmp_path: Path, drawn: list, models: int, tasks: int, seeds: int):
     names = [f"a-model-of-the-number-{number}" for number in range(models)]
