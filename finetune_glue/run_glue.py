@@ -10,6 +10,7 @@
 """
 
 import sys
+from pathlib import Path
 
 from common.errors import report_user_errors
 from finetune_glue.configuration import GlueConfig, load_config
@@ -18,6 +19,7 @@ from finetune_glue.configuration import GlueConfig, load_config
 def main(config: GlueConfig) -> int:
     """Run what is missing and write the results; the exit code is 1 where a cell has failed."""
     # These imports take seconds, and a wrong key is said before.
+    from common.files import make_folder
     from finetune_glue.cells import plan_cells
     from finetune_glue.launch import end_processes, start_processes
     from finetune_glue.push import check_push
@@ -31,6 +33,7 @@ def main(config: GlueConfig) -> int:
         check_starting_model(cell.model, cell.task, cell.hyperparameters.model, config.trust_remote_code)
     if config.push_to_hub:
         check_push(config.push_to_hub)
+    make_folder(Path(config.output_dir), "output_dir")
     try:
         run_cells(config, cells)
         if main_process:

@@ -15,6 +15,7 @@ from glue_folder import write_glue_folder
 from tiny_masked_models import build, save, train_bpe
 from transformers import AutoModelForSequenceClassification, pipeline
 
+from common.errors import UserError
 from finetune_glue import run_glue
 from finetune_glue.configuration import load_config
 from finetune_glue.submission import check_submission
@@ -143,6 +144,12 @@ def test_wrong_configurations_end_with_2_before_anything(launch: Callable, tmp_p
     assert finished.returncode == 2
     assert message in finished.stderr and "Traceback" not in finished.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made(arguments: Callable, tmp_path: Path):
+    (tmp_path / "run").write_text("a file", encoding="utf-8")
+    with pytest.raises(UserError, match="^output_dir: the folder .*run cannot be made"):
+        run_glue.main(load_config(arguments()))
 
 
 @pytest.mark.slow
