@@ -10,6 +10,7 @@ from finetune_glue.tasks import GLUE, TASKS, Task, find_tasks
 
 
 SAVE_MODELS = ("best", "all", "none")
+LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, and endings are added
 UNTRAINED = "untrained:"  # before a model: fresh weights in its place
 TRANSFER_FROM = "mnli"
 TRANSFER_TO = ("rte", "mrpc", "stsb")
@@ -83,6 +84,8 @@ class GlueConfig:
                 name, source = _short_name(entry), entry
             if not source or not name:
                 raise ConfigurationError(f"model: {entry!r} names no model.")
+            if name in (".", "..") or len(name.encode()) > LONGEST_NAME:
+                raise ConfigurationError(f"model: {name} cannot be the name of a folder: name it with NAME=MODEL.")
             if name in models:
                 raise ConfigurationError(
                     f"model: {models[name]} and {source} would both be called {name}: name them with NAME=MODEL."
@@ -112,7 +115,12 @@ class GlueConfig:
             if len({str(value) for value in values}) < len(values):
                 raise ConfigurationError(f"grid.{key} lists a value twice.")
         for task in tasks:
-            list(settings(task.name, self.hyperparameters, self.per_task, self.grid))
+            names = [name for name, _ in settings(task.name, self.hyperparameters, self.per_task, self.grid)]
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise ConfigurationError(f"grid: two of its points would both be called {twice}.")
+            if len(names[-1].encode()) > LONGEST_NAME:
+                raise ConfigurationError(f"grid: {names[-1]} is too long for the name of a folder: try fewer keys.")
         if self.transfer:
             names = [task.name for task in tasks]
             self._require(

@@ -63,6 +63,7 @@ class Hyperparameters:
         require("warmup_steps", self.warmup_steps < 1 or self.warmup_steps.is_integer(), "must be whole, or below 1")
         for key in ("adam_beta1", "adam_beta2"):
             require(key, 0 <= getattr(self, key) < 1, "must be at least 0 and below 1")
+        require("model", all(isinstance(field, str) for field in self.model), "must map names of fields to values")
         require("max_length", self.max_length >= 8, "must be at least 8")
         require("lr_scheduler_type", self.lr_scheduler_type in SCHEDULES, f"must be one of {', '.join(SCHEDULES)}")
         require(
@@ -96,7 +97,7 @@ def settings(
         point = dict(zip(grid, values, strict=True))
         merged = {**base, "model": dict(base["model"])}
         for key, value in point.items():
-            outer, _, field = key.partition(".")
+            outer, _, field = str(key).partition(".")
             if field and outer == "model":
                 merged["model"][field] = value
             else:

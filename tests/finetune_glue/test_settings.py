@@ -38,6 +38,8 @@ def test_nothing_given_is_what_the_class_says():
         ({"learnin_rate": 1}, {}, {}, "hyperparameters: unknown key 'learnin_rate'. Did you mean 'learning_rate'?"),
         ({}, {"rte": {"bach_size": 1}}, {}, "per_task.rte: unknown key 'bach_size'. Did you mean 'batch_size'?"),
         ({}, {}, {"seed": [1]}, "grid: unknown key 'seed'."),
+        ({}, {}, {1: [2]}, "grid: unknown key 1."),
+        ({"model": {1: 2}}, {}, {}, "model is {1: 2}: it must map names of fields to values."),
         ({"batch_size": 1.5}, {}, {}, "hyperparameters.batch_size is 1.5: it must be a whole number."),
         ({"batch_size": 0}, {}, {}, "hyper-parameters of rte: batch_size is 0: it must be at least 1."),
         ({"warmup_steps": 1.5}, {}, {}, "hyper-parameters of rte: warmup_steps is 1.5: it must be whole, or below 1."),
