@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from finetune_glue.configuration import UNTRAINED
 from finetune_glue.tasks import Task
 
 
+LONGEST_REASON = 300  # characters
 POOLER = "pooler"  # part of an encoder that a masked language model leaves out
 
 
@@ -91,9 +93,14 @@ def load_starting_model(
             model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
         else:
             model, report = auto_class.from_pretrained(
-                path, config=config, dtype=torch.float32, output_loading_info=True, **arguments
+                path,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # of a head, which gives way; those of the encoder are errors
+                **arguments,
             )
-            _check_weights(model, report["missing_keys"])
+            _check_weights(model, report["missing_keys"], report["mismatched_keys"])
         limits = position_limits(model)
     if init_from is not None:
         with _explained(str(init_from)):
@@ -121,10 +128,13 @@ def check_starting_model(name: str, task: Task, fields: dict, trust_remote_code:
 
 def _opened(
     name: str, task: Task, fields: dict, trust_remote_code: bool
-) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, dict]:
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, list[str]]:
     """The configuration and the tokenizer of a model, and the fields that it does not have."""
     path, arguments = located(name.removeprefix(UNTRAINED), trust_remote_code)
-    config, unknown = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **arguments, **fields)
+    config = AutoConfig.from_pretrained(path, **arguments)
+    unknown = [field for field in fields if not hasattr(config, field)]
+    for field in fields.keys() - unknown:
+        setattr(config, field, fields[field])
     _check_head(_auto_class(task), config, trust_remote_code)
     tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
     _check_tokenizer(tokenizer)
@@ -144,8 +154,11 @@ def _explained(name: str) -> Iterator[None]:
     except StrictDataclassError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"The model {name}: a field of its configuration cannot be used: {reason}") from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except Exception as error:  # files that are damaged, or not what they should be, end in errors of any type
+        reason = next(iter(str(error).strip().splitlines()), "")
+        if not isinstance(error, OSError | ValueError | RuntimeError | ImportError | SafetensorError):
+            reason = f"{type(error).__name__}: {reason}"
+        reason = shorten(reason, LONGEST_REASON) or type(error).__name__
         if "trust_remote_code" in str(error):
             reason = "it brings code of its own; set trust_remote_code to true if it may run here."
         raise UserError(f"The model {name} cannot be fine-tuned: {reason}") from error
@@ -179,9 +192,19 @@ def _name_labels(config: PreTrainedConfig, task: Task):
         config.problem_type = "regression" if task.problem == "regression" else "single_label_classification"
 
 
-def _check_weights(model: PreTrainedModel, missing: list[str]):
-    """Raise a `UserError` where a part of the encoder is not there, so that it would be random."""
+def _check_weights(model: PreTrainedModel, missing: list[str], mismatched: list[tuple[str, Any, Any]]):
+    """Raise a `UserError` where a part of the encoder is not there or of another shape, so that it would be random.
+
+    Args:
+        mismatched: name, shape in the file and shape in the model of each.
+    """
     prefix = f"{model.base_model_prefix}."
+    for name, found, wanted in sorted(mismatched):
+        if name.startswith(prefix):
+            raise UserError(
+                f"the weight {name} has the shape {tuple(found)}, but by its configuration {tuple(wanted)}: they do "
+                "not belong together."
+            )
     names = sorted(name for name in missing if name.startswith(prefix) and POOLER not in name)
     if names:
         listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

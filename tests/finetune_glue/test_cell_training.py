@@ -409,6 +409,11 @@ def cut_short(folder: Path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
+def old_weights(folder: Path):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"not found" * 100)
+
+
 def change(name: str, **values) -> Callable[[Path], object]:
     def change(folder: Path):
         content = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -428,7 +433,14 @@ def change(name: str, **values) -> Callable[[Path], object]:
         (without_weights, "weights of its encoder are not there"),
         (cut_short, "cannot be fine-tuned"),
         (change("tokenizer_config.json", pad_token=None), "no padding token"),
-        (change("config.json", vocab_size=99), "size|shape"),
+        (
+            change("config.json", vocab_size=99),
+            r"embeddings.* has the shape .*, but by its config.* \(99, 32\)",
+        ),
+        (lambda folder: (folder / "config.json").write_text("null", encoding="utf-8"), "TypeError"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]", encoding="utf-8"), "AttributeError"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}", encoding="utf-8"), "KeyError: 'added_tokens'"),
+        (old_weights, "UnpicklingError: Weights only load failed"),
     ],
 )
 def test_a_folder_that_is_not_whole(run: Callable, folder: Path, tmp_path: Path, break_it: Callable, message: str):
@@ -460,6 +472,22 @@ def test_a_name_that_is_no_model(monkeypatch: pytest.MonkeyPatch, name: str, mes
 def test_a_value_that_a_field_cannot_have(folder: Path):
     with pytest.raises(UserError, match=r"luna.*classifier_pooling"):
         load_starting_model(str(folder / "luna"), TASKS["rte"], {"classifier_pooling": "maen"}, seed=1)
+
+
+def test_fields_that_are_arguments_of_loading(run: Callable):
+    notes = run("rte", model={"trust_remote_code": True, "return_unused_kwargs": False}, max_steps=1)["notes"]
+    left_out = [note.split()[0] for note in notes if note.startswith("model.")]
+    assert left_out == ["model.trust_remote_code", "model.return_unused_kwargs"]
+
+
+def test_a_model_that_was_fine_tuned_on_other_labels(run: Callable, folder: Path, tmp_path: Path):
+    run("mnli", into="mnli", max_steps=1)
+    source = str(tmp_path / "mnli" / "model")
+    first, second = (load_starting_model(source, TASKS["rte"], {}, seed).model.state_dict() for seed in (1, 2))
+    tuned = AutoModel.from_pretrained(source).state_dict()
+    assert all(torch.equal(first[f"luna.{name}"], values) for name, values in tuned.items())
+    new = [name for name in first if not torch.equal(first[name], second[name])]
+    assert new and not any(name.startswith("luna.") for name in new)
 
 
 def test_an_architecture_without_a_head(folder: Path):
