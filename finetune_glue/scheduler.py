@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from threading import Thread
 
 import torch
 from accelerate import PartialState
@@ -75,8 +76,17 @@ def _clear_damaged(cell: Cell):
 
 
 def _work(config: GlueConfig, cells: list[Cell]):
+    Thread(target=_end_with_parent, daemon=True).start()
     be_quiet()
     Worker(config, cells, bar=False).work()
+
+
+def _end_with_parent():
+    """End this process where the one that started it is killed: it would train on, unseen."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class Worker:

@@ -169,6 +169,21 @@ def test_killed_call_loses_one_cell(ran: list, tmp_path: Path, monkeypatch: pyte
     assert all(cell.result() is not None for cell in cells)
 
 
+def test_workers_end_with_the_call_that_is_killed(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)  # spawned ones would not know `run_cell`
+    monkeypatch.setattr(scheduler, "run_cell", lambda cell, *_, **__: (os.write(writable, b"."), time.sleep(3)))
+    readable, writable = os.pipe()
+    cells = plan_cells(config(tmp_path))
+    process = _fork(run_cells, config(tmp_path, side_by_side=2), cells)
+    os.close(writable)
+    with open(readable, "rb") as started:
+        assert started.read(2) == b".."  # both are at work
+        process.kill()
+        process.join()
+        assert started.read() == b""  # none of them holds the pipe any more
+
+
 def _fork(work: Callable, *arguments) -> multiprocessing.Process:
     process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
     process.start()
