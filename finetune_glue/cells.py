@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -46,7 +47,7 @@ class Cell:
         return f"{self.task.title} · {self.model_name}{setting} · seed {self.seed}"
 
     def result(self) -> dict | None:
-        """What it came to, if it is finished.
+        """What it came to, if it is finished; a score that is no number counts as failed.
 
         Raises:
             ConfigurationError: where the result is that of other hyper-parameters or of another model.
@@ -60,7 +61,7 @@ class Cell:
                     f"{self.folder / RESULT} was made with {_difference(key, result.get(key), value)}: name another "
                     f"output_dir, or delete {self.folder} to run it again."
                 )
-        return result
+        return result if math.isfinite(result["score"]) else None
 
     def identity(self) -> dict:
         """What a finished cell must have been made with to count for this one."""
@@ -121,6 +122,6 @@ def plan_cells(config: GlueConfig) -> list[Cell]:
 
 def _difference(key: str, found: object, wanted: object) -> str:
     if isinstance(found, dict) and isinstance(wanted, dict):
-        names = [name for name in wanted if found.get(name) != wanted[name]]
-        return ", ".join(f"{name} {found.get(name)!r}, not {wanted[name]!r}" for name in names)
+        names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+        return ", ".join(f"{name} {found.get(name)!r}, not {wanted.get(name)!r}" for name in names)
     return f"{key} {found!r}, not {wanted!r}"

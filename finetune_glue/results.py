@@ -22,8 +22,13 @@ ERROR = "error.json"
 MODEL = "model"  # the folder of a cell's fine-tuned model, where it is kept
 PREDICTIONS = "predictions"
 SEED = "seed-"
-# What every result must hold, for others to rely on.
-FIELDS: dict[str, type | tuple[type, ...]] = {"metrics": dict, "score": (int, float), "hyperparameters": dict}
+NUMBER = (int, float)
+# What every result must hold, for others to rely on; and what others use where it is there.
+FIELDS: dict[str, type | tuple[type, ...]] = {"metrics": dict, "score": NUMBER, "hyperparameters": dict}
+FURTHER_FIELDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("seconds", "tokens_per_second", "num_parameters"), NUMBER),
+    **dict.fromkeys(("rows", "truncated", "versions"), dict),
+}
 
 
 @dataclass(frozen=True)
@@ -240,13 +245,24 @@ def read_result(folder: Path) -> dict | None:
     except (OSError, UnicodeDecodeError) as error:
         print(f"{path} cannot be read ({error}): {consequence}", flush=True)
         return None
-    wrong = [
-        key for key, kind in FIELDS.items() if not isinstance(result, dict) or not isinstance(result.get(key), kind)
-    ]
+    wrong = _wrong_fields(result)
     if wrong:
         print(f"{path}: {', '.join(wrong)} is missing or of the wrong type: {consequence}", flush=True)
         return None
     return result
+
+
+def _wrong_fields(result: object) -> list[str]:
+    """The fields of a result that are missing or of the wrong type."""
+    if not isinstance(result, dict):
+        return list(FIELDS)
+    wrong = [key for key, kind in FIELDS.items() if not isinstance(result.get(key), kind)]
+    wrong += [key for key, kind in FURTHER_FIELDS.items() if key in result and not isinstance(result[key], kind)]
+    if "metrics" not in wrong:
+        for split, values in result["metrics"].items():
+            if not isinstance(values, dict) or not all(isinstance(value, NUMBER) for value in values.values()):
+                wrong.append(f"metrics.{split}")
+    return wrong
 
 
 def best_group(groups: Iterable[Group]) -> Group | None:

@@ -242,7 +242,7 @@ class Worker:
         """' (about 12 min left)', by the cells of the same task and model, or of the same task, or any."""
         seconds: dict[tuple, list[float]] = {}
         for cell in self.cells:
-            if (result := cell.result()) is not None:
+            if (result := cell.result()) is not None and "seconds" in result:
                 for key in ((cell.task.name, cell.model_name), (cell.task.name,), ()):
                     seconds.setdefault(key, []).append(result["seconds"])
         if not seconds:

@@ -99,6 +99,9 @@ def test_failed_and_missing_cells_are_counted(tmp_path: Path):
     assert results.to_json()["cells"] == {"runs": 5, "finished": 2, "failed": 2, "missing": 1}
 
 
+WHOLE = '{"metrics": {"validation": {"accuracy": 1}}, "score": 1, "hyperparameters": {}, "seconds": 2.5, "rows": {}}'
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -107,6 +110,10 @@ def test_failed_and_missing_cells_are_counted(tmp_path: Path):
         ('{"metrics": {}, "score": "high"}', "result.json: score, hyperparameters is missing or of the wrong type"),
         ("[]", "result.json: metrics, score, hyperparameters is missing or of the wrong type"),
         (b"\xff\xfe", "result.json cannot be read"),
+        (WHOLE.replace("1}}", '1}, "test": null}'), "result.json: metrics.test is missing or of the wrong type"),
+        (WHOLE.replace("1}}", '"high"}}'), "result.json: metrics.validation is missing or of the wrong type"),
+        (WHOLE.replace("2.5", "null"), "result.json: seconds is missing or of the wrong type"),
+        (WHOLE.replace('"rows": {}', '"rows": [1]'), "result.json: rows is missing or of the wrong type"),
     ],
 )
 def test_damaged_result_counts_as_missing(

@@ -4,6 +4,7 @@ import gc
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -123,6 +124,39 @@ def test_damaged_result_is_said_once_and_its_cell_run_again(ran: list, tmp_path:
     run_cells(config(tmp_path), cells)
     assert [call[:2] for call in ran] == [("rte", "b")]
     assert str(cells[3].folder / RESULT) in capsys.readouterr().out
+
+
+def test_a_score_that_is_no_number_is_a_failure(ran: list, tmp_path: Path):
+    cells = plan_cells(config(tmp_path, seeds=3))
+    run_cells(config(tmp_path, seeds=3), cells)
+    content = json.loads((cells[0].folder / RESULT).read_text(encoding="utf-8"))
+    (cells[0].folder / RESULT).write_text(json.dumps(content | {"score": float("nan")}), encoding="utf-8")
+    assert cells[0].result() is None
+    delete_unwanted_models(config(tmp_path, seeds=3), cells)
+    ran.clear()
+    run_cells(config(tmp_path, seeds=3), cells)
+    assert [call[:2] for call in ran] == [("cola", "a")]
+
+
+def test_results_without_their_seconds(ran: list, tmp_path: Path):
+    cells = plan_cells(config(tmp_path))
+    run_cells(config(tmp_path), cells)
+    content = json.loads((cells[0].folder / RESULT).read_text(encoding="utf-8"))
+    del content["seconds"]
+    (cells[0].folder / RESULT).write_text(json.dumps(content), encoding="utf-8")
+    shutil.rmtree(cells[1].folder)
+    run_cells(config(tmp_path), cells)
+    assert len(ran) == 9
+
+
+def test_result_of_a_hyper_parameter_that_is_none_today(ran: list, tmp_path: Path):
+    cells = plan_cells(config(tmp_path))
+    run_cells(config(tmp_path), cells)
+    content = json.loads((cells[0].folder / RESULT).read_text(encoding="utf-8"))
+    content["hyperparameters"]["layer_decay"] = 0.9
+    (cells[0].folder / RESULT).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="made with layer_decay 0.9, not None: name another"):
+        cells[0].result()
 
 
 def test_result_of_other_hyper_parameters_is_not_taken_for_this_one(ran: list, tmp_path: Path):
