@@ -22,12 +22,15 @@ def main(config: GlueConfig) -> int:
     from common.files import make_folder
     from finetune_glue.cells import plan_cells
     from finetune_glue.launch import end_processes, start_processes
+    from finetune_glue.metrics import check_metrics
     from finetune_glue.push import check_push
     from finetune_glue.report import write_report
     from finetune_glue.scheduler import delete_unwanted_models, run_cells
     from finetune_glue.starting_model import check_starting_model
 
     main_process = start_processes(config)
+    for task in config.task_list():
+        check_metrics(task)
     cells = plan_cells(config)
     for cell in {(cell.model, cell.task.problem, str(cell.hyperparameters.model)): cell for cell in cells}.values():
         check_starting_model(cell.model, cell.task, cell.hyperparameters.model, config.trust_remote_code)

@@ -252,14 +252,27 @@ def _check(path: Path, description: _Description, labels: list[str], splits: lis
     else:
         require("labels", len(labels) > 1, "it must list two or more labels, or map them to names")
         require("labels", len(set(labels)) == len(labels), "a label is listed twice")
+        names = list(description.labels.values()) if isinstance(description.labels, dict) else labels
+        scalars = all(isinstance(name, str | int | float) for name in [*description.labels, *names])
+        require("labels", scalars, "each must be text, a number, or true or false")
+        require("labels", len({as_text(name) for name in names}) == len(names), "two labels have the same name")
     require("choices", bool(description.choices) == choice, "multiple_choice needs it, no other problem has it")
     if choice and isinstance(description.choices, list):
         require("choices", len(description.choices) == len(labels), f"it must be {len(labels)}, one for each label")
+    columns = [*_texts(description.text), *_texts(description.choices), description.label]
+    require("text", len(set(columns)) == len(columns), f"the columns {', '.join(columns)} are not all different")
     ends = description.label_range
     numbers = ends is None or (len(ends) == 2 and all(isinstance(end, int | float) for end in ends))
     require("label_range", numbers and (ends is None or ends[0] < ends[1]), "it must be the lowest and highest number")
     require("validation_share", 0 < description.validation_share < 1, "it must be above 0 and below 1")
     require("files", description.files or description.hub, "name files, or a data set of the Hub with the key hub")
+    for key in ("hub_splits", "hub_columns", "file_columns"):
+        require(key, all(isinstance(name, str) for name in getattr(description, key).values()), "a name must be text")
+    for files in description.files.values():
+        names = files if isinstance(files, list) else [files]
+        require(
+            "files", names and all(isinstance(name, str) for name in names), "a split has a file or a list of them"
+        )
     for split in splits:
         key = "files" if split in description.files else "hub_splits"
         valid = split == "train" or str(split).startswith(("validation", "test"))

@@ -146,6 +146,14 @@ def test_wrong_configurations_end_with_2_before_anything(launch: Callable, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_metric_that_is_none_ends_a_run_before_it_begins(arguments: Callable, tmp_path: Path):
+    task = "problem: classification\ntext: a\nlabels: [0, 1]\nfiles: {train: a.csv}\nmetrics: acuracy\n"
+    (tmp_path / "own.yaml").write_text(task, encoding="utf-8")
+    with pytest.raises(UserError, match="own: 'acuracy' is no metric. Did you mean 'accuracy'"):
+        run_glue.main(load_config(arguments("--tasks", tmp_path / "own.yaml")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_cannot_be_made(arguments: Callable, tmp_path: Path):
     (tmp_path / "run").write_text("a file", encoding="utf-8")
     with pytest.raises(UserError, match="^output_dir: the folder .*run cannot be made"):
