@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from filelock import FileLock
+
 from common.files import write_json, write_text
-from finetune_glue.cells import Cell
+from finetune_glue.cells import LOCK, Cell
 from finetune_glue.configuration import GlueConfig
 from finetune_glue.model_card import write_cards
 from finetune_glue.picture import draw_results
@@ -16,6 +18,11 @@ from finetune_glue.tables import csv_text, markdown, terminal_table
 def write_report(config: GlueConfig, cells: list[Cell]):
     """Write all of it for the cells that are finished, and print the table."""
     folder = Path(config.output_dir)
+    with FileLock(folder / LOCK):  # calls that share the cells out among themselves end together
+        _write(config, cells, folder)
+
+
+def _write(config: GlueConfig, cells: list[Cell], folder: Path):
     results = read_results(folder, config.task_list(), [cell.folder for cell in cells])
     write_json(folder / "results.json", results.to_json())
     write_text(folder / "results.md", markdown(results))
