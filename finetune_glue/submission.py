@@ -8,6 +8,7 @@ were not run predictions that are the same whatever the text. Where RUN is a .zi
 import argparse
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ def check_submission(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return _problems({name: archive.read(name) for name in archive.namelist()}, official=True)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, RuntimeError, zlib.error) as error:  # RuntimeError: encrypted
         raise SubmissionError(f"{path} cannot be read as a zip: {error}.") from error
 
 
@@ -181,7 +182,11 @@ def _problems(contents: dict[str, bytes], official: bool) -> list[str]:
 
 def _converted(path: Path, file: WantedFile, run: Run) -> bytes:
     """A file for the server from a cell's predictions."""
-    rows = _read(path.read_bytes(), str(path), file)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SubmissionError(f"{path} cannot be read: {error.strerror}.") from error
+    rows = _read(content, str(path), file)
     assert run.result is not None
     expected = run.result.get("rows", {}).get(file.split, len(rows))
     if len(rows) != expected:

@@ -152,6 +152,28 @@ def test_wrong_predictions_leave_the_old_zip(tmp_path: Path, task: str, content:
     assert [found.name for found in tmp_path.glob("*submission*")] == ["submission.zip"]
 
 
+def test_predictions_that_cannot_be_read(tmp_path: Path):
+    write_run(tmp_path)
+    path = tmp_path / "cells/luna/rte/default/seed-1/predictions/test.tsv"
+    path.unlink()
+    path.mkdir()
+    assert write_submissions(read_results(tmp_path), tmp_path) == [
+        f"no submission.zip: {path} cannot be read: Is a directory."
+    ]
+
+
+def test_an_encrypted_zip(tmp_path: Path):
+    write_run(tmp_path)
+    write_submissions(read_results(tmp_path), tmp_path)
+    path = tmp_path / "submission.zip"
+    content = bytearray(path.read_bytes())
+    content[6] |= 1  # the flag, in the file's header and in the directory
+    content[content.find(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(SubmissionError, match="cannot be read as a zip: File 'CoLA.tsv' is encrypted"):
+        check_submission(path)
+
+
 def test_check_finds_what_the_server_would_refuse(tmp_path: Path):
     write_run(tmp_path)
     write_submissions(read_results(tmp_path), tmp_path)
