@@ -70,7 +70,14 @@ def push_models(results: Results, output_dir: Path, push_to_hub: str, private: b
         A line for each that could not be uploaded.
     """
     set_client_factory(client_with_timeouts)
-    uploader, failures = _Uploader(output_dir / RECORD, private), []
+    try:
+        uploader = _Uploader(output_dir / RECORD, private)
+    except (OSError, ValueError) as error:
+        return [
+            f"nothing is on the Hub: {output_dir / RECORD}, which lists the repositories of this run, cannot be read "
+            f"({error}): delete it, and name another PREFIX."
+        ]
+    failures = []
     ids = repository_ids(results, push_to_hub)
     shared = {id for id, count in Counter(ids.values()).items() if count > 1}
     reachable = True
@@ -103,6 +110,8 @@ class _Uploader:
     def __init__(self, record: Path, private: bool | None):
         self.record, self.private = record, private
         self.cards: dict[str, str | None] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        if not isinstance(self.cards, dict):
+            raise ValueError("it holds no JSON object")
         self.api = HfApi()
 
     def push(self, id: str, folder: Path):

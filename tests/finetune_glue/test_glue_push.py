@@ -11,6 +11,7 @@ import pytest
 from cell_folders import write_cell, write_model
 from hub_stand_in import HubStandIn, hub_environment, hub_stand_in
 
+from finetune_glue.push import push_models
 from finetune_glue.results import read_results
 from finetune_glue.tasks import TASKS
 
@@ -144,6 +145,13 @@ def test_hub_that_is_not_there_ends_nothing(hub: HubStandIn, run_folder: Path):
     with hub.down():
         failures, _ = push(hub, run_folder)
     assert len(failures) == 2 and "not tried, since the Hub cannot be reached" in failures[1]
+
+
+@pytest.mark.parametrize("content", ['{"tester/lu', "[]"])
+def test_a_damaged_list_of_repositories_is_told(tmp_path: Path, content: str):
+    (tmp_path / "pushed.json").write_text(content, encoding="utf-8")
+    (line,) = push_models(read_results(tmp_path), tmp_path, "tester/luna")
+    assert line.startswith(f"nothing is on the Hub: {tmp_path / 'pushed.json'}, which lists the repositories")
 
 
 def test_repository_of_others_is_not_touched(hub: HubStandIn, run_folder: Path):
