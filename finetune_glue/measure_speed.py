@@ -51,7 +51,9 @@ def main():
     hyperparameters.validate("arguments")
     if arguments.turns < 2:
         raise UserError(f"--turns is {arguments.turns}: the first does not count, so that it must be at least 2.")
-    (task,) = find_tasks([arguments.task])
+    task, *others = find_tasks([arguments.task])
+    if others or task.training_task:
+        raise UserError(f"--task {arguments.task}: name one task that has training data.")
     data = load_task(task, arguments.data)
     start = load_starting_model(arguments.model, task, {}, SEED)
     max_length = min(arguments.max_length, start.max_length or arguments.max_length)

@@ -35,6 +35,9 @@ def test_speeds_and_shares_of_padding(
     random, grouped = (float(re.search(rf"([\d.]+)% in batches of {rows}", out)[1]) for rows in ("random", "rows of"))
     assert 0 <= grouped < random < 50
 
+    for task in ("all", "ax"):
+        with pytest.raises(UserError, match=f"--task {task}: name one task that has training data"):
+            measure("--task", task)
     with pytest.raises(UserError, match="batch_size"):
         measure("--batch_size", "0")
     with pytest.raises(UserError, match="--turns is 1"):
