@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -20,7 +21,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from common.durations import duration
-from common.errors import UserError
+from common.errors import UserError, is_disk_full, report_user_errors
 from finetune_glue.cells import Cell
 from finetune_glue.configuration import GlueConfig
 from finetune_glue.data import TaskData, load_task
@@ -77,8 +78,10 @@ def _clear_damaged(cell: Cell):
 
 def _work(config: GlueConfig, cells: list[Cell]):
     Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends this process
     be_quiet()
-    Worker(config, cells, bar=False).work()
+    with report_user_errors():
+        Worker(config, cells, bar=False).work()
 
 
 def _end_with_parent():
@@ -180,6 +183,8 @@ class Worker:
                 if self.state.is_main_process:
                     cell.fail(message, traceback.format_exc())
                 self.say(f"    failed: {message}\n    {cell.folder / ERROR} has the details")
+                if is_disk_full(error):
+                    raise  # the others would be trained for nothing
             else:
                 bar.close()
                 if self.state.is_main_process:

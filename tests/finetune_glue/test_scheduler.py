@@ -1,5 +1,6 @@
 """Scheduling: each cell once, whatever fails, is killed or runs beside; what a fine-tuning does is replaced here."""
 
+import errno
 import gc
 import json
 import multiprocessing
@@ -98,6 +99,22 @@ def test_failed_cell_does_not_end_the_others_and_is_run_again(
     run_cells(config(tmp_path), plan_cells(config(tmp_path)))
     assert len(ran) == 8
     assert not list(tmp_path.rglob(ERROR))
+
+
+def test_a_full_disk_ends_the_run(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def run_cell(cell: Cell, *_, **__):
+        ran.append(cell)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(scheduler, "run_cell", run_cell)
+    cells = plan_cells(config(tmp_path))
+    with pytest.raises(OSError, match="No space left"):
+        run_cells(config(tmp_path), cells)
+    assert len(ran) == 1 and (cells[0].folder / ERROR).exists()
+    with pytest.raises(SystemExit, match="2"), monkeypatch.context() as patch:
+        patch.setattr(scheduler, "_end_with_parent", lambda: None)
+        patch.setattr(signal, "signal", lambda *_: None)
+        scheduler._work(config(tmp_path), cells)
 
 
 def test_data_that_cannot_be_read_fail_their_cells_alone(ran: list, tmp_path: Path, monkeypatch, capsys):
