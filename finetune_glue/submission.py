@@ -108,9 +108,12 @@ def write_submission(results: Results, model: str, output: Path, fill_missing: b
     wrong = _problems(contents, official=not differing)
     if wrong:
         raise SubmissionError("; ".join(wrong))
-    with written_whole(output) as whole, zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in FILES:
-            archive.writestr(name, contents[name])
+    try:
+        with written_whole(output) as whole, zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in FILES:
+                archive.writestr(name, contents[name])
+    except OSError as error:
+        raise SubmissionError(f"{output} cannot be written: {error.strerror}.") from error
     messages = [f"{output}: {len(contents) - len(filled)} files of predictions of {model}"]
     if filled:
         messages.append(f"  filled in without a model, so that their scores mean nothing: {', '.join(filled)}")

@@ -162,6 +162,13 @@ def test_predictions_that_cannot_be_read(tmp_path: Path):
     ]
 
 
+def test_a_zip_that_cannot_be_written(tmp_path: Path):
+    write_run(tmp_path)
+    (tmp_path / "submission.zip").mkdir()
+    (line,) = write_submissions(read_results(tmp_path), tmp_path)
+    assert line == f"no submission.zip: {tmp_path / 'submission.zip'} cannot be written: Is a directory."
+
+
 def test_an_encrypted_zip(tmp_path: Path):
     write_run(tmp_path)
     write_submissions(read_results(tmp_path), tmp_path)
