@@ -69,6 +69,9 @@ def require_file(path: Path):
     """Raise a `UserError` where there is no such file; it names those beside it."""
     if path.is_file():
         return
+    if path.is_symlink() or path.exists():
+        what = "a folder" if path.is_dir() else "no file" if path.exists() else "a link to what is not there"
+        raise UserError(f"{path} is {what}: put the file in its place.")
     beside = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
     found = f"{path.parent} holds: {', '.join(beside[:10])}" if beside else f"there is no folder {path.parent}"
     raise UserError(

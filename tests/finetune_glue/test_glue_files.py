@@ -162,6 +162,18 @@ def test_diagnostics_are_taken_with_labels_where_they_have_them(tmp_path: Path) 
     assert rows[1] == {"premise": "c", "hypothesis": "d", "index": 1, "label": 0}
 
 
+def test_what_is_no_file_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "sst2", "train.tsv", HEADERS["sst2"])
+    path = tmp_path / "SST-2/dev.tsv"
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="SST-2/dev.tsv is a link to what is not there: put the file in its place."):
+        load_task(TASKS["sst2"], str(tmp_path))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="SST-2/dev.tsv is a folder: put the file in its place."):
+        load_task(TASKS["sst2"], str(tmp_path))
+
+
 def test_what_is_missing_is_named_with_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no folder .*nowhere: --data must be `hub` or the folder"):
         load_task(TASKS["rte"], str(tmp_path / "nowhere"))
