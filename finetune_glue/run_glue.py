@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from common.errors import report_user_errors
+from common.launcher import end_with_launcher
 from finetune_glue.configuration import GlueConfig, load_config
 
 
@@ -49,5 +50,6 @@ def main(config: GlueConfig) -> int:
 
 
 if __name__ == "__main__":
+    end_with_launcher()
     with report_user_errors(kept="The same command runs what is missing."):
         sys.exit(main(load_config(sys.argv[1:])))

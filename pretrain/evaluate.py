@@ -18,7 +18,7 @@ from typing import Any
 
 from common.errors import UserError, report_user_errors
 from common.files import make_folder, write_json, write_text
-from pretrain.stopping import end_with_launcher
+from common.launcher import end_with_launcher
 
 
 SOME_FAILED = 1  # exit code where a model could not be evaluated; the others were

@@ -16,8 +16,8 @@ from contextlib import ExitStack, closing, nullcontext
 from typing import TYPE_CHECKING
 
 from common.errors import Stopped, UserError, report_user_errors
+from common.launcher import end_with_launcher
 from pretrain.configuration import PretrainConfig, load_config
-from pretrain.stopping import end_with_launcher
 
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from glue_folder import write_glue_folder
+from processes import processes_of, wait_until
 from tiny_masked_models import build, save, train_bpe
 from transformers import AutoModelForSequenceClassification, pipeline
 
@@ -23,6 +25,14 @@ from finetune_glue.tasks import GLUE
 
 
 ROOT = Path(__file__).parents[2]
+LAUNCHER = (
+    "-m",
+    "accelerate.commands.launch",
+    "--config_file",
+    "configs/accelerate/ddp.yaml",
+    "--main_process_port",
+    "0",
+)
 OPTIONS = ["--hyperparameters.num_train_epochs", "2", "--hyperparameters.learning_rate", "0.003"]
 
 
@@ -49,13 +59,26 @@ def arguments(folder: Path, tmp_path: Path) -> Callable[..., list[str]]:
 
 
 @pytest.fixture
-def launch(arguments: Callable) -> Callable[..., subprocess.CompletedProcess]:
-    """The script in a process of its own, or under a launcher."""
+def start(arguments: Callable) -> Callable[..., subprocess.Popen]:
+    """Starts the script in a process of its own, or under a launcher."""
 
-    def launch(*others: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    def start(*others: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, *launcher, "finetune_glue/run_glue.py", *arguments(*others)]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    return start
+
+
+@pytest.fixture
+def launch(start: Callable) -> Callable[..., subprocess.CompletedProcess]:
+    """The same, to its end."""
+
+    def launch(*others: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+        with start(*others, launcher=launcher) as process:
+            output, errors = process.communicate(timeout=400)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     return launch
 
@@ -167,8 +190,7 @@ def test_two_processes_give_the_results_of_one(launch: Callable, tmp_path: Path)
     assert launch(*options).returncode == 0
     one = results(tmp_path / "run")
     shutil.move(tmp_path / "run", tmp_path / "one")
-    launcher = ("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml")
-    finished = launch(*options, launcher=(*launcher, "--main_process_port", "0"))
+    finished = launch(*options, launcher=LAUNCHER)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("cell 1 of 2") == 1
     two = results(tmp_path / "run")
@@ -176,6 +198,22 @@ def test_two_processes_give_the_results_of_one(launch: Callable, tmp_path: Path)
     for name in one:
         for split, metrics in one[name]["metrics"].items():
             assert two[name]["metrics"][split] == pytest.approx(metrics, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_killed_launcher_leaves_no_process(start: Callable, tmp_path: Path):
+    run = str(tmp_path / "run")
+    launcher = start("--tasks", "mrpc", "--hyperparameters.max_steps", "100000", launcher=LAUNCHER)
+    try:
+        wait_until(lambda: (tmp_path / "run/cells").exists() or launcher.poll() is not None, 200)
+        assert len(processes_of(run)) == 3
+        launcher.kill()
+        launcher.communicate(timeout=60)  # until the last one has closed its output
+        wait_until(lambda: not processes_of(run), 20)
+    finally:
+        for pid in processes_of(run):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

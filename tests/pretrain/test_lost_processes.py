@@ -6,11 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import processes_of, wait_until
 
 from pretrain.checkpoints import find_checkpoints, find_damage
 
@@ -21,25 +21,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc"),
 ]
-
-
-def processes_of(marker: str) -> list[int]:
-    """The processes whose arguments hold a text."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if marker in (folder / "cmdline").read_text() and "State:\tZ" not in (folder / "status").read_text():
-                found.append(int(folder.name))
-        except OSError:  # it has ended
-            continue
-    return sorted(found)
-
-
-def wait_until(condition: Callable[[], object], seconds: float):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("victim", ["launcher", "process 0", "process 1"])
