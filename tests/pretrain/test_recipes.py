@@ -1,5 +1,6 @@
 """The configurations of configs/pretrain and configs/model: each is valid, and says what the paper does."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedConfig
 
-from modeling_luna import LunaConfig, LunaForMaskedLM
+from modeling_luna import LunaConfig
 from pretrain.batches import BatchSizes
 from pretrain.configuration import PretrainConfig, load_config
+from pretrain.model import new_model
 from pretrain.schedules import Schedule
 
 
@@ -25,6 +28,8 @@ PARAMETERS = {
     "luna-modern-24h": 118_895_360,
     "luna-tiny": 1_575_552,
     "demo": 989_824,
+    "learning": 802_944,
+    "learning-roberta": 694_528,
 }
 # Steps, rows of a step, places of a row, learning rate, warm-up and slots.
 PAPER = {
@@ -46,9 +51,9 @@ def load(name: str) -> PretrainConfig:
     return load_config([f"configs/pretrain/{name}.yaml"])
 
 
-def count_parameters(config: LunaConfig) -> int:
+def count_parameters(config: PreTrainedConfig) -> int:
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in LunaForMaskedLM(config).parameters())
+        return sum(parameter.numel() for parameter in new_model(config).parameters())
 
 
 def test_every_file_is_known_here():
@@ -59,10 +64,10 @@ def test_every_file_is_known_here():
 def test_the_configuration_gives_the_model_it_names(name: str):
     config = load(name)
     vocabulary = None if config.tokenizer else config.vocab_size
-    luna_config = config.model_configuration(vocabulary)
-    assert count_parameters(luna_config) == PARAMETERS[name]
+    model_config = config.model_configuration(vocabulary)
+    assert count_parameters(model_config) == PARAMETERS[name]
     assert config.output_dir == f"runs/{name}"
-    assert luna_config.max_position_embeddings >= config.max_length
+    assert model_config.max_position_embeddings >= config.max_length
     schedule = Schedule.from_config(config, BatchSizes.from_config(config))
     assert 0 < schedule.learning_rate(0, 0.0) < config.learning_rate
     for source in config.sources():
@@ -103,6 +108,14 @@ def test_the_modern_recipe_lasts_a_day():
     assert config.model_configuration(None).initializer_range == pytest.approx(768**-0.5, rel=0.01)
     assert (config.optimizer, config.lr_scheduler_type) == ("stable_adamw", "trapezoidal")
     assert config.mask_probability > config.mask_probability_end
+
+
+def test_the_peer_is_trained_as_luna_is():
+    luna, roberta = (dataclasses.asdict(load(name)) for name in ("learning", "learning-roberta"))
+    assert {key for key in luna if luna[key] != roberta[key]} == {"output_dir", "model_type", "model"}
+    common = luna["model"].keys() & roberta["model"].keys()
+    differing = {key for key in common if luna["model"][key] != roberta["model"][key]}
+    assert differing == {"max_position_embeddings"} and "hidden_size" in common
 
 
 MODELS = {
