@@ -71,7 +71,7 @@ def load_starting_model(
     init_from: Path | None = None,
     trust_remote_code: bool = False,
 ) -> StartingModel:
-    """Load a pretrained model with a new head.
+    """Load a pretrained model with a new head; one that was fine-tuned to as many labels keeps its own.
 
     Args:
         name: a folder, or an id of the Hub, with `@REVISION` for one that is not the newest; after `untrained:` its
