@@ -78,7 +78,7 @@ def test_lengths_double_in_stages():
 
 
 def test_pieces_of_rows_keep_tokens_labels_and_positions(rows, masking):
-    whole, ramped = TrainingBatches(rows, masking, plan(24)), None
+    whole = TrainingBatches(rows, masking, plan(24))
     ramped = TrainingBatches(rows, masking, plan(24), RowLengths(LENGTH, LENGTH // 4, 2))
     for step, pieces in ((0, 4), (1, 2)):
         (batch,), (cut,) = whole[step], ramped[step]
