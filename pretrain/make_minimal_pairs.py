@@ -88,7 +88,11 @@ def make_pairs(texts: Iterable[str], limit: int, generator: np.random.Generator)
             word = swappable[generator.integers(len(swappable))]
             swapped[_spelling(word)].append(swap_word(sentence, word))
         # Longer words and none with a capital letter: "a b" and "b a" may both be right.
-        neighbours = [pair for pair in itertools.pairwise(words) if all(re.fullmatch("[a-z]{3,}", w[0]) for w in pair)]
+        neighbours = [
+            (first, second)
+            for first, second in itertools.pairwise(words)
+            if first[0] != second[0] and all(re.fullmatch("[a-z]{3,}", word[0]) for word in (first, second))
+        ]
         if neighbours:
             ordered.append(swap_neighbours(sentence, *neighbours[generator.integers(len(neighbours))]))
     made: dict[str, list[Pair]] = {phenomenon: [] for phenomenon in SWAPPED}

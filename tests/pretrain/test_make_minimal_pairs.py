@@ -82,6 +82,10 @@ def test_neighbours_change_places():
     ]
 
 
+def test_a_word_that_comes_twice_does_not_change_places_with_itself():
+    assert not make_pairs(["It is as he had had, had he of it."], 1000, np.random.default_rng(0))["word_order"]
+
+
 def test_both_forms_are_swapped_as_often_and_no_more_than_asked_for():
     texts = [f"In {name} the whale is old." for name in ("spring", "summer", "autumn", "winter", "June", "May")]
     texts += [f"In {name} the whales are old." for name in ("spring", "summer", "autumn")] * 2
