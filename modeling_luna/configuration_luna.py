@@ -31,6 +31,11 @@ class LunaConfig(PreTrainedConfig):
             table, as RoBERTa does; position ids nevertheless start at 0. Sinusoidal positions have no limit.
         position_embedding_type (`"learned"` or `"sinusoidal"`, defaults to `"learned"`):
             Sinusoidal positions are added to the tokens and to P; learned ones to the tokens alone.
+        positional_slots (`bool`, defaults to `False`):
+            Slot j stands for the positions j, j + l, j + 2 l and so on. At initialisation P is the sum of their
+            embeddings, and the query projection of the pack attention twice its key projection, so that each slot
+            reads its own positions. A document that begins at a later position (`position_ids`) uses the slots of
+            its positions; else nothing differs. An extension: the paper's slots have no order.
         normalize_before (`bool`, defaults to `False`):
             Layer normalisation before the attention and the feed-forward network (pre-norm) instead of after them.
         activation_dropout (`float`, defaults to 0.0):
@@ -89,6 +94,7 @@ class LunaConfig(PreTrainedConfig):
     num_pack_attention_heads: int | None = None
     max_position_embeddings: int = 512
     position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
+    positional_slots: bool = False
     normalize_before: bool = False
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.1
@@ -141,6 +147,8 @@ class LunaConfig(PreTrainedConfig):
                 )
         if self.position_embedding_type == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"Sinusoidal positions need an even hidden_size, not {self.hidden_size}.")
+        if self.positional_slots and self.position_embedding_type != "learned":
+            raise ValueError("positional_slots needs learned positions: set position_embedding_type to 'learned'.")
         if self.conv_kernel_size < 0 or (self.conv_kernel_size and self.conv_kernel_size % 2 == 0):
             raise ValueError(f"conv_kernel_size must be 0 (none) or an odd width, not {self.conv_kernel_size}.")
         for field in ("hidden_act", "classifier_activation"):

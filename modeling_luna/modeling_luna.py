@@ -425,6 +425,10 @@ class LunaEmbeddings(nn.Module):
         if self.config.dynamic_projection:
             num_slots = torch.sym_min(num_slots, width)
         packed = self.packed_embeddings[:num_slots]
+        if self.config.positional_slots and position_ids is not None:
+            firsts = first_positions(position_ids, attention_mask, documents)
+            slots = (firsts + torch.arange(num_slots, device=firsts.device)) % self.config.projection_length
+            packed = self.packed_embeddings[slots]
         if self.config.position_embedding_type == "sinusoidal":
             packed = packed + sinusoids(torch.arange(num_slots, device=packed.device), packed)
         packed = self.packed_layer_norm(packed).expand(num_documents, -1, -1)
@@ -433,6 +437,14 @@ class LunaEmbeddings(nn.Module):
             return hidden_states, packed, None
         slot_mask = used_slots(document_mask, num_slots)
         return hidden_states, packed.masked_fill(~slot_mask.unsqueeze(-1), 0.0), slot_mask
+
+    def sums_of_positions(self) -> torch.Tensor:
+        """(l, hidden): in row j the sum of the embeddings of the positions j, j + l and so on, if there are any."""
+        positions = self.position_embeddings.weight[self.position_offset :]
+        slots = torch.arange(len(positions), device=positions.device) % self.config.projection_length
+        sums = self.packed_embeddings.clone()
+        sums[: len(positions)] = 0.0
+        return sums.index_add(0, slots, positions)
 
     def _embed_positions(
         self,
@@ -461,6 +473,17 @@ class LunaEmbeddings(nn.Module):
             else "position_ids",
         )
         return self.position_embeddings(position_ids + self.position_offset)
+
+
+def first_positions(
+    position_ids: torch.Tensor, attention_mask: torch.Tensor | None, documents: RaggedRows | None
+) -> torch.Tensor:
+    """The position of the first token of each document, (documents, 1); (1, 1) where it is the same for all rows."""
+    if documents is not None:
+        return documents.pad(position_ids.expand(documents.shape))[:, :1]
+    if attention_mask is not None:
+        return position_ids.expand_as(attention_mask).gather(1, attention_mask.int().argmax(dim=1, keepdim=True))
+    return position_ids[:, :1]
 
 
 def used_slots(document_mask: torch.Tensor, num_slots: int) -> torch.Tensor:
@@ -557,6 +580,11 @@ class LunaPackAttention(LunaAttention):
 
     def __init__(self, config: LunaConfig):
         super().__init__(config, config.num_pack_attention_heads or config.num_attention_heads)
+
+    def align_queries(self):
+        """Initialise the queries such that a slot attends to the tokens that it resembles."""
+        keys = self.kv_proj if self.config.tie_key_value else self.k_proj
+        init.copy_(self.q_proj.weight, 2.0 * keys.weight)
 
     def forward(
         self,
@@ -742,8 +770,18 @@ class LunaPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LunaEmbeddings):
             init.normal_(module.packed_embeddings, mean=0.0, std=self.config.initializer_range)
+            if self.config.positional_slots:
+                init.copy_(module.packed_embeddings, module.sums_of_positions())
         elif isinstance(module, LunaConvolution):
             init.dirac_(module.weight, groups=module.groups)
+
+    @torch.no_grad()
+    def initialize_weights(self):
+        super().initialize_weights()
+        if self.config.positional_slots:  # not in `_init_weights`, which is not called for modules without parameters
+            for module in self.modules():
+                if isinstance(module, LunaPackAttention):
+                    module.align_queries()
 
     def save_pretrained(
         self,

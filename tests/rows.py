@@ -12,6 +12,7 @@ VARIANTS = {
     "fixed": {"dynamic_projection": False},
     "untied": {"tie_key_value": False},
     "sinusoidal": {"position_embedding_type": "sinusoidal"},
+    "positional-slots": {"positional_slots": True},
     "pre-norm": {"normalize_before": True},
     "pack-heads": {"num_pack_attention_heads": 2},
     "convolution": {"conv_kernel_size": 5},
