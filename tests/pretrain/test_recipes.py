@@ -28,7 +28,7 @@ PARAMETERS = {
     "luna-modern-24h": 118_895_360,
     "luna-tiny": 1_575_552,
     "demo": 989_824,
-    "learning": 802_944,
+    "learning": 811_136,
     "learning-roberta": 694_528,
 }
 # Steps, rows of a step, places of a row, learning rate, warm-up and slots.
