@@ -1,6 +1,7 @@
 """One's own files: CSV, TSV, JSON lines and Parquet, read as a task description says."""
 
 import bz2
+import codecs
 import csv
 import gzip
 import json
@@ -28,7 +29,6 @@ FORMATS = {
     ".parquet": "parquet",
 }
 COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_table(task: Task, path: Path) -> Rows:
@@ -112,7 +112,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with COMPRESSED.get(path.suffix, Path.open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                yield number, decoded(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, path, number)
+                yield number, decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, path, number)
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
@@ -122,6 +122,10 @@ def decoded(line: bytes, path: Path, number: int) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
+        if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UserError(
+                f"{path} is UTF-16. Save it as UTF-8, for example by: iconv -f UTF-16 -t UTF-8 FILE"
+            ) from error
         raise UserError(
             f"{path}, line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8. Convert the "
             "file, for example by: iconv -f WINDOWS-1252 -t UTF-8 FILE"
