@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from finetune_glue.rows import Rows
-from finetune_glue.table_files import lines_of_tsv, missing_column, require_file, wrong_number_of_columns
+from finetune_glue.table_files import lines_of_tsv, missing_column, place_of, require_file, wrong_number_of_columns
 from finetune_glue.tasks import TASKS, Task
 
 
@@ -146,17 +146,18 @@ def read_glue_file(task: Task, path: Path, split: str) -> Rows:
             raise wrong_number_of_columns(path, number, fields, header)
     if len(broken) > layout.broken_share * (len(rows) + len(broken)):
         raise wrong_number_of_columns(path, *broken[0], header)
-    columns = {
-        name: [fields[header.index(column)] for _, fields in rows]
-        for name, column in zip(task.text_columns, texts, strict=True)
-    }
-    labels = [fields[header.index(label)] for _, fields in rows] if label in header else None
+
+    def values(column: str) -> list[str]:
+        place = place_of(column, header, f"{path}, line 1")
+        return [fields[place] for _, fields in rows]
+
+    columns = {name: values(column) for name, column in zip(task.text_columns, texts, strict=True)}
+    labels = values(label) if label in header else None
     numbers = [number for number, _ in rows]
     index = [number - (2 if has_header else 1) for number in numbers]
     index_column = next((name for name in ("index", "idx", "id") if name in header), None)
     if split in task.test_splits and index_column:
-        position = header.index(index_column)
-        index = [_index(path, number, fields[position]) for number, fields in rows]
+        index = [_index(path, number, text) for number, text in zip(numbers, values(index_column), strict=True)]
     notes = []
     if broken:
         places = ", ".join(f"{number}" for number, _ in broken[:5]) + (", ..." if len(broken) > 5 else "")

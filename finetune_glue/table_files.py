@@ -7,7 +7,7 @@ import gzip
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +133,10 @@ def decoded(line: bytes, path: Path, number: int) -> str:
 
 
 def _rows_of_lines(task: Task, columns: Columns, lines: Iterator[tuple[int, list[str]]], path: Path) -> Rows:
-    header = list(task.source.header)
-    if not header:
-        _, header = next(lines, (0, []))
+    number, header = (0, list(task.source.header)) if task.source.header else next(lines, (0, []))
+    place = f"{path}, line {number}" if number else f"The header of {task.name}"
     wanted = {**_paths(task, columns), "label": columns.label}
-    places = {name: header.index(column) for name, column in wanted.items() if column in header}
+    places = {name: place_of(column, header, place) for name, column in wanted.items() if column in header}
     for name, column in wanted.items():
         if name not in places and name != "label":
             raise missing_column(str(path), column, header)
@@ -151,6 +150,20 @@ def _rows_of_lines(task: Task, columns: Columns, lines: Iterator[tuple[int, list
         numbers.append(number)
     labels = values.pop("label", None)
     return Rows(str(path), values, labels, list(range(len(numbers))), numbers)
+
+
+def place_of(column: str, header: Sequence[str], place: str) -> int:
+    """Where a column is among those of a header.
+
+    Args:
+        place: of the header, for the message.
+
+    Raises:
+        UserError: where the column stands twice.
+    """
+    if header.count(column) > 1:
+        raise UserError(f"{place}: the column {column!r} stands twice. Rename the one that is not meant.")
+    return header.index(column)
 
 
 def missing_column(place: str, column: str, header: Iterable[str]) -> UserError:

@@ -106,6 +106,14 @@ def test_tsv_has_no_quoting_and_may_have_no_header(tmp_path: Path) -> None:
     ]
 
 
+def test_columns_that_are_not_read_may_have_one_name(tmp_path: Path) -> None:
+    write(tmp_path / "a.tsv", "text\tx\tx\tlabel\na\t\t\t1\n")
+    task = describe(tmp_path, text="text", labels=[0, 1], files={"train": "a.tsv", "validation": "a.tsv"})
+    assert rows_of(load_task(task, "hub"), "train") == [{"text": "a", "index": 0, "label": 1}]
+    task = describe(tmp_path, text="text", labels=[0, 1], header=["x", "text", "text"], files={"train": "a.tsv"})
+    assert error_of(task) == "The header of own: the column 'text' stands twice. Rename the one that is not meant."
+
+
 def test_an_error_in_one_of_several_files_names_it(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", "text,label\na,0\nb,1\n")
     path = write(tmp_path / "b.csv", "text,label\nc,0\n\nd,3\n")
@@ -169,6 +177,8 @@ def test_test_files_of_a_description_may_have_no_labels_or_be_missing(tmp_path: 
         ("a.csv", "review,stars\na,1\nb\n", "PATH, line 3: 1 columns instead of 2 (review, stars)."),
         ("a.csv", 'review,stars\n"a,1\n', "PATH, line 2: not CSV: unexpected end of data. Check the quotes."),
         ("a.csv", "text,stars\na,1\n", "PATH has no column 'review'. Its columns are: text, stars."),
+        ("a.csv", "review,stars,x,x,review\na,1,,,b\n", "PATH, line 1: the column 'review' stands twice. Rename the"),
+        ("a.csv", "\nreview,stars,stars\na,1,5\n", "PATH, line 2: the column 'stars' stands twice."),
         ("a.csv", "", "PATH has no column 'review'. Its columns are: none."),
         ("a.csv", "review,stars\n", "PATH has no rows: the split train of own is empty."),
         ("a.csv", "review\na\n", "PATH has no labels, which the split train of own needs."),
