@@ -93,7 +93,10 @@ def run_cell(
         mixed_precision,
     )
     main = trainer.is_world_process_zero()
+    notes = [*data.notes, *start.notes, *(slow := _slow_warmup(cell, trainer.args.max_steps))]
     if main:
+        for note in slow:
+            print(f"    {cell.task.title}: {note}", flush=True)
         remove_folder(cell.folder / PREDICTIONS)  # of an earlier call that came to nothing
         trainer.add_callback(Log(cell.folder / LOG))
         if on_progress is not None:
@@ -103,7 +106,7 @@ def run_cell(
     logits = {
         name: trainer.logits_of(split.encoded) for name, split in splits.items() if name != cell.task.train_split
     }
-    result = _result(cell, data, start, splits, logits, trainer)
+    result = _result(cell, data, start, splits, logits, trainer, notes)
     if main:
         for name, values in logits.items():
             write_predictions(cell.folder / PREDICTIONS / f"{name}.tsv", cell.task, splits[name].index, values)
@@ -156,9 +159,9 @@ def _result(
     splits: dict[str, Split],
     logits: dict[str, np.ndarray],
     trainer: CellTrainer,
+    notes: list[str],
 ) -> dict:
     """What the result file has, but for the time."""
-    notes = [*data.notes, *start.notes]
     if _max_length(cell, start) < cell.hyperparameters.max_length:
         notes.append(
             f"max_length is {cell.hyperparameters.max_length}, but the model has {start.max_length} positions: rows "
@@ -201,6 +204,14 @@ def _result(
         "hardware": describe_hardware(trainer.accelerator),
         "versions": _versions(),
     }
+
+
+def _slow_warmup(cell: Cell, steps: int) -> list[str]:
+    """A note where the training ends before its warm-up does."""
+    warmup, rate = cell.hyperparameters.warmup_steps, cell.hyperparameters.learning_rate
+    if warmup <= steps or cell.hyperparameters.lr_scheduler_type == "constant":
+        return []
+    return [f"warmup_steps is {warmup:g}, but the training has {steps} steps: it ends below the learning rate {rate:g}"]
 
 
 def _max_length(cell: Cell, start: StartingModel) -> int:

@@ -318,6 +318,15 @@ def test_steps_and_the_last_evaluation(run: Callable):
     assert result["steps"] == 6 and [entry["step"] for entry in result["history"]] == [2, 4, 6]
 
 
+def test_a_warm_up_longer_than_the_training_is_said(run: Callable, capsys: pytest.CaptureFixture):
+    note = "warmup_steps is 7, but the training has 6 steps: it ends below the learning rate 0.001"
+    assert note in run("rte", max_steps=6, warmup_steps=7.0)["notes"]
+    assert f"    RTE: {note}\n" in capsys.readouterr().out
+    for fitting in ({"warmup_steps": 6.0}, {"warmup_steps": 7.0, "lr_scheduler_type": "constant"}):
+        assert not [note for note in run("rte", max_steps=6, **fitting)["notes"] if "warmup" in note]
+    assert "warmup_steps" not in capsys.readouterr().out
+
+
 def test_rows_longer_than_the_positions(run: Callable):
     """RoBERTa's table has two rows more than it can use."""
     for encoder in ("luna", "roberta"):
