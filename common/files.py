@@ -42,7 +42,9 @@ def written_whole(path: Path, suffix: str = PARTIAL) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)  # writing does not say where the disk is full
         partial.unlink(missing_ok=True)
         raise
 

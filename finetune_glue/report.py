@@ -4,6 +4,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from common.errors import UserError
 from common.files import write_json, write_text
 from finetune_glue.cells import LOCK, Cell
 from finetune_glue.configuration import GlueConfig
@@ -16,7 +17,11 @@ from finetune_glue.tables import csv_text, markdown, terminal_table
 
 
 def write_report(config: GlueConfig, cells: list[Cell]):
-    """Write all of it for the cells that are finished, and print the table."""
+    """Print the table of the cells that are finished, and write all of it.
+
+    Raises:
+        UserError: where a file cannot be written.
+    """
     folder = Path(config.output_dir)
     with FileLock(folder / LOCK):  # calls that share the cells out among themselves end together
         _write(config, cells, folder)
@@ -24,12 +29,17 @@ def write_report(config: GlueConfig, cells: list[Cell]):
 
 def _write(config: GlueConfig, cells: list[Cell], folder: Path):
     results = read_results(folder, config.task_list(), [cell.folder for cell in cells])
-    write_json(folder / "results.json", results.to_json())
-    write_text(folder / "results.md", markdown(results))
-    write_text(folder / "results.csv", csv_text(results))
-    draw_results(results, folder / "results.png")
-    write_cards(results, repository_ids(results, config.push_to_hub) if config.push_to_hub else {})
     print(f"\n{terminal_table(results)}")
+    try:
+        write_json(folder / "results.json", results.to_json())
+        write_text(folder / "results.md", markdown(results))
+        write_text(folder / "results.csv", csv_text(results))
+        draw_results(results, folder / "results.png")
+        write_cards(results, repository_ids(results, config.push_to_hub) if config.push_to_hub else {})
+    except OSError as error:
+        raise UserError(
+            f"The results cannot be written: {error}. The cells are kept: the same command writes the results again."
+        ) from error
     for line in write_submissions(results, folder):
         print(line)
     if config.push_to_hub:
