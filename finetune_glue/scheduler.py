@@ -28,7 +28,7 @@ from finetune_glue.data import TaskData, load_task
 from finetune_glue.launch import be_quiet
 from finetune_glue.results import ERROR, MODEL, Group, Run, best_group
 from finetune_glue.tasks import TASKS, Task
-from finetune_glue.training import run_cell
+from finetune_glue.training import Split, run_cell
 
 
 WAIT = 1.0  # seconds between two looks at what other processes are doing
@@ -102,6 +102,7 @@ class Worker:
         self.started = time.time()
         self.tried: set[Path] = set()
         self.loaded: dict[str, TaskData | UserError] = {}
+        self.encoded: dict[tuple, dict[str, Split]] = {}
 
     def say(self, line: str):
         if self.state.is_main_process:
@@ -172,6 +173,7 @@ class Worker:
                     per_device_train_batch_size=self.config.per_device_train_batch_size,
                     mixed_precision=self.config.mixed_precision,
                     on_progress=lambda step, steps: _show(bar, step, steps),
+                    encoded=self.encoded,
                 )
             except Exception as error:
                 # With several processes the others may wait for this one in a collective: only what all of them

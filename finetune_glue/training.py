@@ -17,6 +17,7 @@ from common.hardware import describe_hardware
 from finetune_glue.batches import padding_share
 from finetune_glue.cell_trainer import CellTrainer, Log, Progress
 from finetune_glue.cells import Cell
+from finetune_glue.configuration import UNTRAINED
 from finetune_glue.data import TaskData
 from finetune_glue.encoding import EncodedRows, encode
 from finetune_glue.metrics import check_metrics, evaluate, is_constant, predicted, score
@@ -55,6 +56,7 @@ def run_cell(
     per_device_train_batch_size: int | None = None,
     mixed_precision: str | None = None,
     on_progress: Callable[[int, int], object] | None = None,
+    encoded: dict[tuple, dict[str, Split]] | None = None,
 ) -> dict:
     """Fine-tune a cell's model, and leave result, log, predictions and model in its folder.
 
@@ -68,6 +70,7 @@ def run_cell(
         per_device_train_batch_size: rows that a process takes at once, at most; the others follow.
         mixed_precision: `bf16` or `no`; none: what the launcher says.
         on_progress: called in the main process after each step, with its number and that of all steps.
+        encoded: what earlier cells on the same data have tokenised; this one adds to it.
 
     Returns:
         What `result.json` has.
@@ -80,7 +83,11 @@ def run_cell(
     start = load_starting_model(
         cell.model, cell.task, cell.hyperparameters.model, cell.seed, init_from, trust_remote_code
     )
-    splits = encode_splits(cell, start, [data, *diagnostics])
+    encoded = {} if encoded is None else encoded
+    same = (cell.task.name, cell.model.removeprefix(UNTRAINED), _max_length(cell, start), start.vocab_size)
+    if same not in encoded:
+        encoded[same] = encode_splits(cell, start, [data, *diagnostics])
+    splits = encoded[same]
     trainer = CellTrainer(
         start,
         cell.task,
@@ -220,6 +227,7 @@ def _max_length(cell: Cell, start: StartingModel) -> int:
 
 def _save(start: StartingModel, folder: Path):
     start.model.save_pretrained(folder)
+    start.tokenizer("")  # its file holds what the last call asked for: rows that were cut would leave a limit there
     start.tokenizer.save_pretrained(folder)
 
 

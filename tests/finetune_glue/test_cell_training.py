@@ -21,7 +21,7 @@ from tiny_masked_models import ARCHITECTURES, build, build_wordpiece, save, trai
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from common.errors import UserError
-from finetune_glue import measure_speed
+from finetune_glue import measure_speed, training
 from finetune_glue.cell_trainer import CellTrainer
 from finetune_glue.cells import Cell
 from finetune_glue.data import TaskData, load_task
@@ -144,6 +144,29 @@ def test_the_same_again_bit_by_bit(run: Callable, folder: Path, tmp_path: Path):
         for seed in (1, 1, 2)
     ]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_rows_are_tokenised_once_for_all_seeds(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also for other settings and for fresh weights; the results are those of cells that tokenise on their own."""
+    encoded: dict = {}
+    calls = []
+    monkeypatch.setattr(training, "encode", lambda *given: calls.append(given[1:2] + given[3:4]) or encode(*given))
+    short = {"max_steps": 2, "max_length": 34}  # some rows are cut
+    run("rte", into="first", options={"encoded": encoded}, **short)
+    shared = run("rte", seed=2, into="shared", options={"encoded": encoded}, **short)
+    run("rte", into="other", options={"encoded": encoded}, learning_rate=1e-2, **short)
+    assert calls == [("train", 34), ("validation", 34), ("test", 34)]
+    alone = run("rte", seed=2, into="alone", **short)
+    assert {key: value for key, value in shared.items() if key not in VARYING} == {
+        key: value for key, value in alone.items() if key not in VARYING
+    }
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "shared/model" / name).read_bytes() == (tmp_path / "alone/model" / name).read_bytes()
+    calls.clear()
+    run("rte", options={"encoded": encoded}, max_steps=1, max_length=30)
+    run("rte", "roberta", options={"encoded": encoded}, max_steps=1, max_length=30)
+    run("cola", options={"encoded": encoded}, max_steps=1, max_length=30)
+    assert len(calls) == 9
 
 
 @pytest.mark.parametrize("model", PEERS)
