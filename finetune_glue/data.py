@@ -11,7 +11,7 @@ from huggingface_hub.utils import httpx
 from common.errors import UserError
 from finetune_glue.glue_files import LAYOUTS, find_files, read_glue_file
 from finetune_glue.rows import Rows, to_dataset
-from finetune_glue.table_files import read_table, rows_of_table
+from finetune_glue.table_files import read_table, require_file, rows_of_table
 from finetune_glue.tasks import Task
 
 
@@ -47,14 +47,11 @@ def load_task(task: Task, source: str) -> TaskData:
     Raises:
         UserError: for what is missing or cannot be read, with the file and line.
     """
-    hub, _, revision = source.partition("@")
-    from_hub = hub == HUB and task.source.hub is not None
-    if from_hub:
-        rows, cited = _hub_rows(task, revision)
-    elif hub == HUB and not task.source.files:
-        raise UserError(f"The task {task.name} is not on the Hub.")
+    files = find_task_files(task, source)
+    if files is None:
+        rows, cited = _hub_rows(task, source.partition("@")[2])
     else:
-        rows, cited = _file_rows(task, source)
+        rows, cited = _file_rows(task, files), str(_folder(task, source))
     splits = {split: to_dataset(task, read, split) for split, read in rows.items()}
     notes = [note for read in rows.values() for note in read.notes]
     notes += [f"{task.name}: there is no {split} split" for split in task.test_splits if split not in splits]
@@ -65,22 +62,44 @@ def load_task(task: Task, source: str) -> TaskData:
     return TaskData(task, splits, cited, tuple(notes))
 
 
-def _file_rows(task: Task, source: str) -> tuple[dict[str, Rows], str]:
+def find_task_files(task: Task, source: str) -> dict[str, list[Path]] | None:
+    """The files of each split; none of a task that comes from the Hub. Those of test splits may be missing.
+
+    Args:
+        source: as of `load_task`.
+
+    Raises:
+        UserError: naming what is missing.
+    """
+    if source.partition("@")[0] == HUB:
+        if task.source.hub is not None:
+            return None
+        if not task.source.files:
+            raise UserError(f"The task {task.name} is not on the Hub.")
     if task.name in LAYOUTS:
-        folder = Path(source)
-        found = find_files(task, folder)
-        return {split: read_glue_file(task, path, split) for split, path in found.items()}, str(folder)
+        return {split: [path] for split, path in find_files(task, Path(source)).items()}
     if not task.source.files:
         raise UserError(f"The description of {task.name} names no files: use --data hub.")
-    # Own data lie beside their description; published ones where the user keeps them.
-    folder = Path(source) if task.source.hub else task.source.folder
-    rows = {}
+    found = {}
     for split, files in task.source.files.items():
-        paths = [folder / file for file in files]
+        paths = [_folder(task, source) / file for file in files]
         if split in task.test_splits and not any(path.is_file() for path in paths):
             continue
-        rows[split] = _joined([read_table(task, path) for path in paths])
-    return rows, str(folder)
+        for path in paths:
+            require_file(path)
+        found[split] = paths
+    return found
+
+
+def _folder(task: Task, source: str) -> Path:
+    """Own data lie beside their description; published ones where the user keeps them."""
+    return Path(source) if task.source.hub else task.source.folder
+
+
+def _file_rows(task: Task, files: dict[str, list[Path]]) -> dict[str, Rows]:
+    if task.name in LAYOUTS:
+        return {split: read_glue_file(task, path, split) for split, (path,) in files.items()}
+    return {split: _joined([read_table(task, path) for path in paths]) for split, paths in files.items()}
 
 
 def _joined(parts: list[Rows]) -> Rows:

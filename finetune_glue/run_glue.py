@@ -22,10 +22,12 @@ def main(config: GlueConfig) -> int:
     # These imports take seconds, and a wrong key is said before.
     from common.files import make_folder
     from finetune_glue.cells import plan_cells
+    from finetune_glue.data import find_task_files
     from finetune_glue.launch import end_processes, start_processes
     from finetune_glue.metrics import check_metrics
     from finetune_glue.push import check_push
     from finetune_glue.report import write_report
+    from finetune_glue.results import RESULT
     from finetune_glue.scheduler import delete_unwanted_models, run_cells
     from finetune_glue.starting_model import check_starting_model
 
@@ -33,7 +35,10 @@ def main(config: GlueConfig) -> int:
     for task in config.task_list():
         check_metrics(task)
     cells = plan_cells(config)
-    for cell in {(cell.model, cell.task.problem, str(cell.hyperparameters.model)): cell for cell in cells}.values():
+    missing = [cell for cell in cells if not (cell.folder / RESULT).exists()]
+    for task in {cell.task: None for cell in missing}:
+        find_task_files(task, config.data)
+    for cell in {(cell.model, cell.task.problem, str(cell.hyperparameters.model)): cell for cell in missing}.values():
         check_starting_model(cell.model, cell.task, cell.hyperparameters.model, config.trust_remote_code)
     if config.push_to_hub:
         check_push(config.push_to_hub)

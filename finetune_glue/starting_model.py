@@ -1,6 +1,7 @@
 """The model that a cell starts from: its tokenizer, its weights, and a new head for the task."""
 
 import inspect
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,20 +88,11 @@ def load_starting_model(
     with _explained(name):
         config, tokenizer, unknown = _opened(name, task, fields, trust_remote_code)
         path, arguments = located(name.removeprefix(UNTRAINED), trust_remote_code)
-        auto_class = _auto_class(task)
         transformers.set_seed(seed)
         if name.startswith(UNTRAINED):
-            model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+            model = _auto_class(task).from_config(config, trust_remote_code=trust_remote_code)
         else:
-            model, report = auto_class.from_pretrained(
-                path,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # of a head, which gives way; those of the encoder are errors
-                **arguments,
-            )
-            _check_weights(model, report["missing_keys"], report["mismatched_keys"])
+            model = _pretrained(path, config, task, **arguments)
         limits = position_limits(model)
     if init_from is not None:
         with _explained(str(init_from)):
@@ -117,13 +109,30 @@ def load_starting_model(
 
 
 def check_starting_model(name: str, task: Task, fields: dict, trust_remote_code: bool):
-    """Look at a model before anything takes time: its configuration, its tokenizer, and its head for a task.
+    """Look at a model before anything takes time: its configuration, its tokenizer, its head for a task, and its weights.
+
+    Of a folder's weights names and shapes are read; those of the Hub wait for their first cell, which downloads them.
 
     Raises:
-        UserError: where `load_starting_model` would find one of them missing.
+        UserError: where `load_starting_model` would find one of them missing or damaged.
     """
     with _explained(name):
-        _opened(name, task, fields, trust_remote_code)
+        config, *_ = _opened(name, task, fields, trust_remote_code)
+        if os.path.isdir(name):
+            _pretrained(name, config, task, device_map="meta", trust_remote_code=trust_remote_code)
+
+
+def _pretrained(path: str, config: PreTrainedConfig, task: Task, **arguments) -> PreTrainedModel:
+    model, report = _auto_class(task).from_pretrained(
+        path,
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # of a head, which gives way; those of the encoder are errors
+        **arguments,
+    )
+    _check_weights(model, report["missing_keys"], report["mismatched_keys"])
+    return model
 
 
 def _opened(

@@ -27,7 +27,7 @@ from finetune_glue.cells import Cell
 from finetune_glue.data import TaskData, load_task
 from finetune_glue.encoding import encode
 from finetune_glue.settings import Hyperparameters
-from finetune_glue.starting_model import load_starting_model
+from finetune_glue.starting_model import check_starting_model, load_starting_model
 from finetune_glue.tasks import TASKS, Task
 from finetune_glue.training import run_cell
 
@@ -479,6 +479,9 @@ def test_a_folder_that_is_not_whole(run: Callable, folder: Path, tmp_path: Path,
     model = broken(folder / "luna", tmp_path / "model", break_it)
     with pytest.raises(UserError, match=message) as error:
         run("rte", model)
+    with pytest.raises(UserError) as before:
+        check_starting_model(str(model), TASKS["rte"], {}, trust_remote_code=False)
+    assert str(before.value) == str(error.value)
     assert str(error.value).startswith(f"The model {model} cannot be fine-tuned: ")
     assert len(str(error.value)) < 500 and "\n" not in str(error.value)
 

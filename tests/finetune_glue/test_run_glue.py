@@ -120,7 +120,8 @@ def test_from_files_to_the_zip(arguments: Callable, tmp_path: Path, capsys: pyte
     assert predict({"text": "the cat", "text_pair": "never"})["label"] in ("entailment", "neutral", "contradiction")
 
     before = {path: path.stat().st_mtime_ns for path in (run / "cells").rglob("*.json")}
-    assert run_glue.main(load_config(arguments("--tasks", "cola,rte"))) == 0
+    gone = arguments("--tasks", "cola,rte", "--data", tmp_path / "gone")  # nothing is left to read
+    assert run_glue.main(load_config(deduplicated(gone))) == 0
     assert "2 of 2 cells are finished already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (run / "cells").rglob("*.json")} == before
 
@@ -174,6 +175,22 @@ def test_a_metric_that_is_none_ends_a_run_before_it_begins(arguments: Callable, 
     (tmp_path / "own.yaml").write_text(task, encoding="utf-8")
     with pytest.raises(UserError, match="own: 'acuracy' is no metric. Did you mean 'accuracy'"):
         run_glue.main(load_config(arguments("--tasks", tmp_path / "own.yaml")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_files_and_damaged_weights_end_a_run_before_it_begins(
+    arguments: Callable, folder: Path, tmp_path: Path
+):
+    data, model = tmp_path / "glue", tmp_path / "model"
+    shutil.copytree(folder / "glue", data)
+    (data / "RTE/dev.tsv").unlink()
+    with pytest.raises(UserError, match=f"^There is no file {data}/RTE/dev.tsv; .* holds: test.tsv, train.tsv"):
+        run_glue.main(load_config(deduplicated(arguments("--tasks", "cola,rte", "--data", data))))
+    shutil.copytree(folder / "luna", model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(UserError, match=f"^The model {model} cannot be fine-tuned: .*not fully covered"):
+        run_glue.main(load_config(deduplicated(arguments("--tasks", "cola", "--model", folder / "roberta", model))))
     assert not (tmp_path / "run").exists()
 
 
