@@ -9,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from common.errors import UserError
+from finetune_glue.folder_files import read_folder
 from finetune_glue.glue_files import LAYOUTS, find_files, read_glue_file
 from finetune_glue.rows import Rows, to_dataset
 from finetune_glue.table_files import read_table, require_file, rows_of_table
@@ -83,10 +84,11 @@ def find_task_files(task: Task, source: str) -> dict[str, list[Path]] | None:
     found = {}
     for split, files in task.source.files.items():
         paths = [_folder(task, source) / file for file in files]
-        if split in task.test_splits and not any(path.is_file() for path in paths):
+        if split in task.test_splits and not any(path.exists() for path in paths):
             continue
         for path in paths:
-            require_file(path)
+            if not path.is_dir():
+                require_file(path)
         found[split] = paths
     return found
 
@@ -99,7 +101,11 @@ def _folder(task: Task, source: str) -> Path:
 def _file_rows(task: Task, files: dict[str, list[Path]]) -> dict[str, Rows]:
     if task.name in LAYOUTS:
         return {split: read_glue_file(task, path, split) for split, (path,) in files.items()}
-    return {split: _joined([read_table(task, path) for path in paths]) for split, paths in files.items()}
+    return {split: _joined([part for path in paths for part in _parts(task, path)]) for split, paths in files.items()}
+
+
+def _parts(task: Task, path: Path) -> list[Rows]:
+    return read_folder(task, path) if path.is_dir() else [read_table(task, path)]
 
 
 def _joined(parts: list[Rows]) -> Rows:

@@ -109,7 +109,7 @@ def load_starting_model(
 
 
 def check_starting_model(name: str, task: Task, fields: dict, trust_remote_code: bool):
-    """Look at a model before anything takes time: its configuration, its tokenizer, its head for a task, and its weights.
+    """Look at a model before anything takes time: configuration, tokenizer, its head for a task, and weights.
 
     Of a folder's weights names and shapes are read; those of the Hub wait for their first cell, which downloads them.
 

@@ -86,7 +86,7 @@ def lines_of_tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
         UserError: for what is not UTF-8.
     """
     empty = 0
-    for number, line in _lines(path):
+    for number, line in lines_of(path):
         line = line.rstrip("\r\n")
         if not line:
             empty += 1
@@ -99,7 +99,7 @@ def lines_of_tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _lines_of_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The number of the last line, and the fields, of each row."""
     csv.field_size_limit(2**30)
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    reader = csv.reader((line for _, line in lines_of(path)), strict=True)
     try:
         for fields in reader:
             if fields:
@@ -108,7 +108,12 @@ def _lines_of_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path}, line {reader.line_num}: not CSV: {error}. Check the quotes.") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """The number and the text of each line.
+
+    Raises:
+        UserError: for what cannot be read, or is not UTF-8.
+    """
     try:
         with COMPRESSED.get(path.suffix, Path.open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -134,9 +139,9 @@ def decoded(line: bytes, path: Path, number: int) -> str:
 
 def _rows_of_lines(task: Task, columns: Columns, lines: Iterator[tuple[int, list[str]]], path: Path) -> Rows:
     number, header = (0, list(task.source.header)) if task.source.header else next(lines, (0, []))
-    place = f"{path}, line {number}" if number else f"The header of {task.name}"
+    where = f"{path}, line {number}" if number else f"The header of {task.name}"
     wanted = {**_paths(task, columns), "label": columns.label}
-    places = {name: place_of(column, header, place) for name, column in wanted.items() if column in header}
+    places = {name: place_of(column, header, where) for name, column in wanted.items() if column in header}
     for name, column in wanted.items():
         if name not in places and name != "label":
             raise missing_column(str(path), column, header)
@@ -200,7 +205,7 @@ def _load(path: Path, form: str) -> datasets.Dataset:
 
 def _check_json_lines(path: Path):
     """Raise a `UserError` for the first line that is no JSON; what reads them all at once does not know its number."""
-    for number, line in _lines(path):
+    for number, line in lines_of(path):
         try:
             json.loads(line.rstrip("\r\n") if line.strip() else "null")
         except json.JSONDecodeError as error:
@@ -225,16 +230,27 @@ def rows_of_table(task: Task, columns: Columns, table: datasets.Dataset, place: 
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
     for number, row in enumerate(table.select_columns(list({_root(path, known): None for path in needed})), 1):
         where = f"{place}, row {number}"
-        values = [_value(row, path, where) for path in columns.text] + _choices(task, row, columns, where)
-        for name, value in zip(texts, values, strict=True):
-            if not isinstance(value, str):
-                raise UserError(f"{where}: {name} is {value!r}, but must be text.")
+        for name, value in texts_of_row(task, columns, row, where).items():
             texts[name].append(value)
         if labelled:
             label = _value(row, columns.label, where)
             labels.append(names[label] if names and label is not None and label >= 0 else label)
     count = len(table)
     return Rows(place, texts, labels if labelled else None, list(range(count)), range(1, count + 1), "row")
+
+
+def texts_of_row(task: Task, columns: Columns, row: dict, where: str) -> dict[str, str]:
+    """The texts and choices of a row, whose columns may be nested.
+
+    Args:
+        where: the row stands, for messages.
+    """
+    values = [_value(row, path, where) for path in columns.text] + _choices(task, row, columns, where)
+    texts = dict(zip(task.text_columns + task.choice_columns, values, strict=True))
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise UserError(f"{where}: {name} is {value!r}, but must be text.")
+    return texts
 
 
 def _choices(task: Task, row: dict, columns: Columns, where: str) -> list:

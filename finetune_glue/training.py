@@ -218,7 +218,9 @@ def _slow_warmup(cell: Cell, steps: int) -> list[str]:
     warmup, rate = cell.hyperparameters.warmup_steps, cell.hyperparameters.learning_rate
     if warmup <= steps or cell.hyperparameters.lr_scheduler_type == "constant":
         return []
-    return [f"warmup_steps is {warmup:g}, but the training has {steps} steps: it ends below the learning rate {rate:g}"]
+    return [
+        f"warmup_steps is {warmup:g}, but the training has {steps} steps: it ends below the learning rate {rate:g}"
+    ]
 
 
 def _max_length(cell: Cell, start: StartingModel) -> int:

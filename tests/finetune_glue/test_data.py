@@ -258,6 +258,83 @@ def test_published_files_of_other_tasks_are_read_from_the_folder_of_data(tmp_pat
     assert rows_of(data, "test") == [{"question": "where", **choices, "index": 0}]
 
 
+def test_imdb_is_read_as_published(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name, text in {
+            "neg/0_1": "a bore",
+            "neg/10_2": "caf\u00e9\nclosed",
+            "pos/1_9": "fun",
+            "unsup/0_0": "?",
+        }.items():
+            write(tmp_path / "aclImdb" / split / f"{name}.txt", f"{text} in {split}")
+    data = load_task(read_task(CONFIGS / "imdb.yaml"), str(tmp_path))
+    assert rows_of(data, "test") == [
+        {"text": "a bore in test", "index": 0, "label": 0},
+        {"text": "caf\u00e9\nclosed in test", "index": 1, "label": 0},
+        {"text": "fun in test", "index": 2, "label": 1},
+    ]
+    assert len(data.splits["train"]) == 2 and len(data.splits["validation"]) == 1
+    write(tmp_path / "aclImdb/train/pos/2_7.txt", b"line\ncaf\xe9")
+    assert error_of(data.task, str(tmp_path)).startswith(
+        f"{tmp_path}/aclImdb/train/pos/2_7.txt, line 2: byte 4 (0xe9)"
+    )
+    for path in (tmp_path / "aclImdb/train/pos").iterdir():
+        path.unlink()
+    assert error_of(data.task, str(tmp_path)) == f"{tmp_path}/aclImdb/train/pos holds no .txt files."
+    (tmp_path / "aclImdb/train/pos").rmdir()
+    assert error_of(data.task, str(tmp_path)).startswith(f"{tmp_path}/aclImdb/train has no folder pos or 1: it must")
+    task = describe(tmp_path, text=["a", "b"], labels=[0, 1], files={"train": "aclImdb"})
+    assert error_of(task).startswith(
+        f"{tmp_path}/aclImdb is a folder, but own is neither a classification of one text"
+    )
+
+
+ARTICLE = {
+    "article": "A text.",
+    "questions": ["Why _?", "Who?"],
+    "options": [["a", "b", "c", "d"], ["e", "f", "g", "h"]],
+    "answers": ["B", "D"],
+    "id": "high1.txt",
+}
+
+
+def test_race_is_read_as_published(tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        write(tmp_path / "RACE" / split / "high/1.txt", json.dumps(ARTICLE))
+        write(tmp_path / "RACE" / split / "middle/1.txt", json.dumps(ARTICLE | {"article": f"Other {split}."}))
+    data = load_task(read_task(CONFIGS / "race.yaml"), str(tmp_path))
+    for split, article in {"train": "Other train.", "validation": "Other dev.", "test": "Other test."}.items():
+        rows = rows_of(data, split)
+        assert [row["article"] for row in rows] == ["A text."] * 2 + [article] * 2
+        assert [row["question"] for row in rows] == ["Why _?", "Who?"] * 2
+        assert [row["choice2"] for row in rows] == ["c", "g"] * 2
+        assert [row["label"] for row in rows] == [1, 3] * 2
+        assert [row["index"] for row in rows] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("article", "message"),
+    [
+        ('{"article":\n', "PATH, line 2: not JSON: Expecting value at column 1."),
+        ([ARTICLE], "PATH must hold a JSON object, and its answers the label of each question in a list."),
+        (ARTICLE | {"answers": "B"}, "PATH must hold a JSON object, and its answers the label"),
+        (ARTICLE | {"questions": ["Why?"]}, "PATH: questions lists 1, but answers lists 2."),
+        (ARTICLE | {"answers": ["B", "E"]}, "PATH, question 2: the label is 'E', but race has: A, B, C, D."),
+        (
+            ARTICLE | {"options": [["a", "b"], ["c", "d"]]},
+            "PATH, question 1: options is ['a', 'b'], but must list 4",
+        ),
+        ({"answers": ["B"]}, "PATH, question 1 has no article."),
+    ],
+)
+def test_what_can_be_wrong_with_an_article(tmp_path: Path, article: Any, message: str) -> None:
+    write(tmp_path / "RACE/dev/high/1.txt", json.dumps(ARTICLE))
+    write(tmp_path / "RACE/train/high/1.txt", json.dumps(ARTICLE))
+    path = write(tmp_path / "RACE/train/high/2.txt", article if isinstance(article, str) else json.dumps(article))
+    error = error_of(read_task(CONFIGS / "race.yaml"), str(tmp_path))
+    assert error.startswith(message.replace("PATH", str(path)))
+
+
 # Runs in its own process, since the libraries read the address of the Hub when they are imported.
 LOAD = """
 import json, sys

@@ -190,7 +190,11 @@ def test_what_is_missing_is_named_with_what_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "content", "message"),
     [
-        ("sst2", b"label\tsentence\tlabel\n1\ta\t0\n", "PATH, line 1: the column 'label' stands twice. Rename the one"),
+        (
+            "sst2",
+            b"label\tsentence\tlabel\n1\ta\t0\n",
+            "PATH, line 1: the column 'label' stands twice. Rename the one",
+        ),
         ("sst2", b"", "PATH is empty: the split train of sst2 has no rows."),
         ("sst2", b"text\tlabel\na\t1\n", "PATH, line 1 has no column 'sentence'. Its columns are: text, label."),
         ("cola", b"gj04\t1\ta\n", "PATH, line 1: 3 columns instead of 4 (source, label, mark, sentence)."),

@@ -42,7 +42,9 @@ def test_full_disk_is_said_and_the_cells_are_kept(tmp_path: Path, capsys: pytest
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        with pytest.raises(UserError, match=rf"^The results cannot be written: .*{tmp_path / name}.*The cells are kept"):
+        with pytest.raises(
+            UserError, match=rf"^The results cannot be written: .*{tmp_path / name}.*The cells are kept"
+        ):
             report.write_report(config, [])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -79,7 +79,9 @@ def test_cells_are_run_seed_by_seed_and_once(ran: list, tmp_path: Path, capsys):
 
 def test_cells_share_what_is_tokenised(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     working, given = scheduler.run_cell, []
-    monkeypatch.setattr(scheduler, "run_cell", lambda *all, **key: given.append(key["encoded"]) or working(*all, **key))
+    monkeypatch.setattr(
+        scheduler, "run_cell", lambda *all, **key: given.append(key["encoded"]) or working(*all, **key)
+    )
     run_cells(config(tmp_path), plan_cells(config(tmp_path)))
     assert len(given) == 8 and all(encoded is given[0] for encoded in given)
 
