@@ -183,8 +183,8 @@ def model_arguments(input_ids: np.ndarray, labels: np.ndarray, rows: RowBatch, p
 def cut_rows(arguments: dict[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:
     """Rows in pieces of `length` tokens, which then are rows of their own.
 
-    Each token keeps its position, so that every position is learnt while rows are short, and with it Luna's slots where
-    they are positional. Pieces of padding alone are left out.
+    Each token keeps its position, and with it its slot where slots are positional, so that all of them are learnt
+    while rows are short. Pieces of padding alone are left out.
     """
     num_rows, whole = arguments["input_ids"].shape
     if length == whole:
