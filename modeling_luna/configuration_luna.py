@@ -33,9 +33,10 @@ class LunaConfig(PreTrainedConfig):
             Sinusoidal positions are added to the tokens and to P; learned ones to the tokens alone.
         positional_slots (`bool`, defaults to `False`):
             Slot j stands for the positions j, j + l, j + 2 l and so on. At initialisation P is the sum of their
-            embeddings, and the query projection of the pack attention twice its key projection, so that each slot
-            reads its own positions. A document that begins at a later position (`position_ids`) uses the slots of
-            its positions; else nothing differs. An extension: the paper's slots have no order.
+            embeddings, and the query projection of the pack attention its key projection (times the square root of
+            the number of heads), so that each slot reads its own positions. A document that begins at a later
+            position (`position_ids`) uses the slots of its positions; else nothing differs. An extension: the
+            paper's slots have no order.
         normalize_before (`bool`, defaults to `False`):
             Layer normalisation before the attention and the feed-forward network (pre-norm) instead of after them.
         activation_dropout (`float`, defaults to 0.0):

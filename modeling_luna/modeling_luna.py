@@ -582,9 +582,13 @@ class LunaPackAttention(LunaAttention):
         super().__init__(config, config.num_pack_attention_heads or config.num_attention_heads)
 
     def align_queries(self):
-        """Initialise the queries such that a slot attends to the tokens that it resembles."""
+        """Initialise the queries such that a slot attends to the tokens that it resembles.
+
+        The scores of each head are as large as those of a single one.
+        """
         keys = self.kv_proj if self.config.tie_key_value else self.k_proj
-        init.copy_(self.q_proj.weight, 2.0 * keys.weight)
+        num_heads = self.config.hidden_size // self.head_dim
+        init.copy_(self.q_proj.weight, math.sqrt(num_heads) * keys.weight)
 
     def forward(
         self,
