@@ -87,10 +87,9 @@ class Curves:
 
 
 def draw_losses(axes, curves: Curves, prefix: str, colour: str, alone: bool):
-    _draw_both(axes, curves, ("loss", "validation_loss"), prefix, " loss", colour)
-    places, losses = curves.points("validation_loss")
-    if losses:
-        axes.annotate(f"{losses[-1]:.2f}", (places[-1], losses[-1]), xytext=(-14, 8), textcoords="offset points")
+    _, losses = curves.points("validation_loss")
+    last = f" {losses[-1]:.2f} at the end" if losses else ""
+    _draw_both(axes, curves, ("loss", "validation_loss"), prefix, " loss", colour, last)
     axes.set_ylabel("masked-LM loss (nats per predicted token)")
 
 
@@ -118,9 +117,13 @@ PANELS = {
 }
 
 
-def _draw_both(axes, curves: Curves, keys: tuple[str, str], prefix: str, what: str, colour: str):
-    """Training as a thin line and validation as a bold one; the legend of several runs names each run once."""
-    training, validation = f"{prefix}training{what}", f"{prefix}validation{what}"
+def _draw_both(axes, curves: Curves, keys: tuple[str, str], prefix: str, what: str, colour: str, last: str = ""):
+    """Training as a thin line and validation as a bold one; the legend of several runs names each run once.
+
+    Args:
+        last: stands in the legend, too.
+    """
+    training, validation = f"{prefix}training{what}", f"{prefix}validation{what}{last}"
     if prefix and curves.points(keys[1])[1]:
         training, validation = "", f"{validation} (thin: training)"
     _draw(axes, curves, keys[0], training, colour, THIN)
