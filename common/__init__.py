@@ -1,1 +1,1 @@
-"""What pretraining and fine-tuning share: configuration files, errors, and files that are whole or not there."""
+"""What the scripts share: configuration files, errors, hardware, and files that are whole or not there."""

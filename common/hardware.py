@@ -1,8 +1,10 @@
-"""What a run computes on, in words."""
+"""What a run computes on: its name in words, its peak speed, its memory."""
 
+import functools
 import os
 import platform
 import re
+import time
 from pathlib import Path
 
 import torch
@@ -11,18 +13,58 @@ from accelerate import Accelerator
 
 GIB = 2**30
 
+# Dense TFLOP/s of one device, as torch counts devices, from the makers' data sheets: (bf16, TF32, float32). Where a
+# sheet gives the rate "with sparsity" alone, it is half of that; bf16 is the rate with float32 sums. The first pattern
+# that matches the name counts.
+PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
+    (r"\bGB200\b", (2500, 1250, 80)),
+    (r"\bB[23]00\b", (2250, 1125, 75)),
+    (r"\bH[12]00 NVL\b", (835.5, 417.5, 60)),
+    (r"\bH[18]00 PCIe\b", (756, 378, 51)),
+    (r"\b(H100|H200|H800|GH200)\b", (989.4, 494.7, 66.9)),
+    (r"\bH20\b", (148, 74, 44)),
+    (r"\bA[18]00\b", (312, 156, 19.5)),
+    (r"\bA40\b", (149.7, 74.8, 37.4)),
+    (r"\bA30\b", (165, 82, 10.3)),
+    (r"\bA10G\b", (70, 35, 35)),
+    (r"\bA10\b", (125, 62.5, 31.2)),
+    (r"\bL40S\b", (362, 183, 91.6)),
+    (r"\bL40\b", (181, 90.5, 90.5)),
+    (r"\bL4\b", (121, 60, 30.3)),
+    (r"\bRTX 6000 Ada\b", (364.2, 182.1, 91.1)),
+    (r"\bRTX A6000\b", (154.8, 77.4, 38.7)),
+    (r"\bRTX 5090$", (209.5, 104.8, 104.8)),
+    (r"\bRTX 4090$", (165.2, 82.6, 82.6)),
+    (r"\bRTX 3090$", (71, 35.6, 35.6)),
+    (r"\bV100S\b", (None, None, 16.4)),
+    (r"\bV100-(SXM|DGXS)", (None, None, 15.7)),
+    (r"\bV100-(PCIE|FHHL)", (None, None, 14)),
+    (r"\bT4\b", (None, None, 8.1)),
+    (r"\bMI3(00|25)X\b", (1307.4, 653.7, 163.4)),
+    (r"\bMI250X\b", (191.5, None, 47.9)),  # of one of the two dies, each of which is a device
+    (r"\bMI250\b", (181, None, 45.3)),
+    (r"\bMI210\b", (181, None, 45.3)),
+    (r"\bMI100\b", (92.3, None, 46.1)),
+)
+PRODUCT_SIZE = 1024  # rows and columns of the matrices whose product is timed
+
 
 def describe_hardware(accelerator: Accelerator) -> str:
     """Devices and nodes of a run in a few words, such as `16 x NVIDIA H100 80GB HBM3 (80 GiB) on 2 nodes`."""
     processes = accelerator.num_processes
     nodes = max(1, processes // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
     where = f" on {nodes} nodes" if nodes > 1 else ""
-    if accelerator.device.type == "cuda":
-        memory = torch.cuda.get_device_properties(accelerator.device).total_memory / GIB
-        return f"{processes} x {torch.cuda.get_device_name(accelerator.device)} ({memory:.0f} GiB){where}"
+    return describe_devices(accelerator.device, processes) + where
+
+
+def describe_devices(device: torch.device, processes: int = 1) -> str:
+    """The devices of that many processes, in words."""
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / GIB
+        return f"{processes} x {torch.cuda.get_device_name(device)} ({memory:.0f} GiB)"
     count = "1 process" if processes == 1 else f"{processes} processes"
     threads = torch.get_num_threads()
-    return f"{count} of {threads} thread{'s' if threads > 1 else ''} on {_processor()}{where}"
+    return f"{count} of {threads} thread{'s' if threads > 1 else ''} on {_processor()}"
 
 
 def _processor() -> str:
@@ -33,3 +75,63 @@ def _processor() -> str:
         match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
     name = match[1].strip() if match else platform.processor() or platform.machine()
     return f"{name} ({os.cpu_count()} cores)"
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """FLOP/s that one device can do at most, None where that is unknown.
+
+    Of a GPU it is the data sheet's number; of another device, that of a matrix product by all threads of this process.
+
+    Args:
+        device: where the model is.
+        precision: `bf16`, or `no` for float32 (TF32 where torch is set to use it).
+    """
+    if device.type != "cuda":
+        return measure_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    row = data_sheet(torch.cuda.get_device_name(device))
+    if row is None:
+        return None
+    bf16, tf32, float32 = row
+    if precision == "bf16":
+        teraflops = bf16
+    else:
+        teraflops = tf32 if tf32 is not None and torch.backends.cuda.matmul.allow_tf32 else float32
+    return None if teraflops is None else teraflops * 1e12
+
+
+def data_sheet(name: str) -> tuple[float | None, float | None, float] | None:
+    """The row of `PEAKS` for a device of this name; None for an unknown one, and for a part of one (MIG)."""
+    if "MIG" in name.split():
+        return None
+    return next((row for pattern, row in PEAKS if re.search(pattern, name)), None)
+
+
+@functools.cache
+def measure_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """FLOP/s of a matrix product, the fastest of those done in that time; measured once in a process."""
+    generator = torch.Generator().manual_seed(0)  # not the one that the run draws from
+    matrix = torch.rand(PRODUCT_SIZE, PRODUCT_SIZE, generator=generator).to(device, dtype)
+    with torch.no_grad():
+        float((matrix @ matrix)[0, 0])  # the first one sets things up
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while not times or time.perf_counter() < end:
+            started = time.perf_counter()
+            float((matrix @ matrix)[0, 0])
+            times.append(time.perf_counter() - started)
+    return 2 * PRODUCT_SIZE**3 / min(times)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: on a GPU those of its tensors, else the resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # there `ru_maxrss` counts the process that started this one, too
+        match = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))
+        if match:
+            return int(match[1]) * 1024
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

@@ -13,11 +13,11 @@ from torch import nn
 from tqdm import tqdm
 
 from common.durations import duration
-from common.hardware import GIB, describe_hardware
+from common.flops import training_flops
+from common.hardware import GIB, describe_hardware, peak_flops, peak_memory
 from pretrain.batches import BatchPlan
 from pretrain.configuration import PretrainConfig
 from pretrain.device_totals import DeviceTotals, Totals
-from pretrain.hardware import peak_flops, peak_memory, training_flops
 from pretrain.health import COLLAPSED
 from pretrain.metrics import METRICS_FILE, MetricsFile
 from pretrain.optimization import StepResult, to_device

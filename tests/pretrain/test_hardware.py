@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.hardware import describe_hardware
+from common import hardware
+from common.flops import training_flops
+from common.hardware import data_sheet, describe_hardware, measure_flops, peak_flops
 from modeling_luna import LunaConfig, LunaForMaskedLM
-from pretrain import hardware
-from pretrain.hardware import data_sheet, measure_flops, peak_flops, training_flops
 
 
 TINY = {
@@ -128,7 +128,7 @@ def test_peak_memory_is_that_of_this_process(python: Callable):
         "-c",
         """
 import torch
-from pretrain.hardware import peak_memory
+from common.hardware import peak_memory
 before = peak_memory(torch.device("cpu"))
 block = torch.ones(2**27, dtype=torch.uint8)
 assert 2**26 < peak_memory(torch.device("cpu")) - before < 2**28

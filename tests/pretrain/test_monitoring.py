@@ -16,10 +16,10 @@ import torch
 from run_records import timeless
 
 from common.durations import duration
+from common.flops import training_flops
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain import device_totals, monitoring
 from pretrain.batches import BatchPlan, BatchSizes
-from pretrain.hardware import training_flops
 from pretrain.metrics import MetricsFile, read_metrics
 from pretrain.monitoring import Monitor, measure_row, print_plan
 from pretrain.optimization import StepResult
