@@ -1,0 +1,1 @@
+"""How fast Luna is, and how much memory it needs; run from the checkout, not installed by the wheel."""

@@ -1,0 +1,225 @@
+"""One measurement of `benchmarks/speed.py`: how fast a model works through a batch, and what it needs for that.
+
+    python benchmarks/speed_case.py '{"model": "luna-128", "length": 512}'
+
+The keys are those of `Case`. It prints one line of JSON, see `measure`. The process measures nothing else, so that
+nothing that another model has left in memory or in caches counts.
+"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from benchmarks.speed_models import ModelName, count_parameters, new_config, new_model
+from benchmarks.speed_rows import Batch, document_lengths, new_batch
+from common.flops import training_flops
+from common.hardware import peak_flops, peak_memory
+
+
+OUT_OF_MEMORY = "out of memory"
+# Steps that do not count: memory is taken, kernels are chosen and, on a GPU, autotuned.
+WARMUP_STEPS = {"cpu": 1, "cuda": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Args:
+        model: see `benchmarks.speed_models`.
+        length: n, tokens a row.
+        tokens: a batch, padding included; a batch holds at least one row.
+        layers: of a stack in the model's place; None for the whole model.
+        task: `training` (forward, backward, AdamW) or `inference` (forward).
+        head: whether the masked-LM head is a part. Without it the loss of training is a random projection of the last
+            hidden states.
+        dropout: everywhere where the published model has one.
+        dtype: `float32` or `bfloat16`: in training autocast over float32 weights, in inference the weights as well.
+        rows: `full`; `padded`, documents of various lengths padded to n; `varlen`, the same without padding.
+        lengths_file: their lengths, see `document_lengths`.
+        compile: whether `torch.compile` compiles the model.
+        device: `cpu` or `cuda`.
+        size: a key of `SIZES`.
+        steps, seconds: as many steps are timed, or as many as begin within that time, but at least one.
+    """
+
+    model: str
+    length: int
+    tokens: int = 8192
+    layers: int | None = None
+    task: str = "training"
+    head: bool = True
+    dropout: float = 0.0
+    dtype: str = "float32"
+    rows: str = "full"
+    lengths_file: str | None = None
+    compile: bool = False
+    device: str = "cpu"
+    size: str = "base"
+    steps: int = 3
+    seconds: float = 60.0
+
+    @property
+    def name(self) -> ModelName:
+        return ModelName.parse(self.model)
+
+    def new_config(self, layers: int | None) -> PreTrainedConfig:
+        return new_config(self.name, self.length, self.dropout, layers, self.size)
+
+
+class Marks:
+    """Points of time between the parts of a step; a GPU sets its own, so that it need not be waited for."""
+
+    def __init__(self, device: str):
+        self.device = device
+        self.marks: list = []
+
+    def set(self):
+        if self.device == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Between each two of them."""
+        pairs = zip(self.marks, self.marks[1:], strict=False)
+        if self.device != "cuda":
+            return [end - start for start, end in pairs]
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) / 1000 for start, end in pairs]
+
+
+def measure(case: Case) -> dict:
+    """
+    Returns:
+        seconds: for each part of a step (`forward`; in training `backward` and `optimizer`) those of each timed step.
+        tokens: of the batch, padding left out.
+        memory: bytes held at most, see `peak_memory`; on a CPU with some hundreds of MiB of code.
+        loss: of the first step, None in inference.
+        layers, whole_layers, parameters, whole_parameters: of what was measured, and of the whole model.
+        flops: operations that the formulas of Luna need for the step; None for the peers.
+        peak_flops: operations a second that the device can do at most, None where that is unknown.
+    """
+    peak = peak_flops(torch.device(case.device), "bf16" if case.dtype == "bfloat16" else "no")
+    name, config, whole = case.name, case.new_config(case.layers), case.new_config(None)
+    num_rows = max(1, case.tokens // case.length)
+    lengths = [case.length] * num_rows
+    if case.rows != "full":
+        lengths = document_lengths(num_rows, case.length, case.lengths_file)
+    batch = new_batch(name, config, case.rows, lengths, case.length, torch.device(case.device))
+
+    torch.manual_seed(0)
+    model = new_model(name, config, case.head)
+    parameters = model.num_parameters()
+    step = training_step(case, model, batch) if case.task == "training" else inference_step(case, model, batch)
+    losses = [step(Marks(case.device)) for _ in range(WARMUP_STEPS[case.device])]
+    timed = time_steps(case, step)
+    parts = ("forward", "backward", "optimizer")
+    return {
+        "seconds": dict(zip(parts, map(list, zip(*timed, strict=True)), strict=False)),
+        "tokens": batch.num_tokens,
+        "memory": peak_memory(torch.device(case.device)),
+        "loss": None if losses[0] is None else losses[0].item(),
+        "layers": config.num_hidden_layers,
+        "whole_layers": whole.num_hidden_layers,
+        "parameters": parameters,
+        "whole_parameters": parameters if case.layers is None else count_parameters(name, whole, case.head),
+        "flops": needed_flops(case, config, batch) if name.kind == "luna" else None,
+        "peak_flops": peak,
+    }
+
+
+def time_steps(case: Case, step: Callable[[Marks], object]) -> list[list[float]]:
+    """For each timed step the seconds of its parts."""
+    timed: list[list[float]] = []
+    end = time.perf_counter() + case.seconds
+    while not timed or (len(timed) < case.steps and time.perf_counter() < end):
+        marks = Marks(case.device)
+        marks.set()
+        step(marks)
+        timed.append(marks.seconds())
+    return timed
+
+
+def training_step(case: Case, model: nn.Module, batch: Batch) -> Callable[[Marks], torch.Tensor]:
+    """Forward, backward, update; each step gives its loss."""
+    model.to(case.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    run = torch.compile(model) if case.compile else model
+    inputs = dict(batch.inputs)
+    if case.head:
+        inputs["labels"] = batch.labels
+        if case.name.kind == "luna":
+            inputs["num_predicted"] = int((batch.labels != -100).sum())
+    direction = torch.randn(model.config.hidden_size, device=case.device)
+    shares = batch.token_mask / batch.num_tokens
+
+    def step(marks: Marks) -> torch.Tensor:
+        with precision(case):
+            outputs = run(**inputs)
+            loss = outputs.loss if case.head else ((outputs.last_hidden_state * direction).sum(-1) * shares).sum()
+        marks.set()
+        loss.backward()
+        marks.set()
+        optimizer.step()
+        optimizer.zero_grad()
+        marks.set()
+        return loss.detach()
+
+    return step
+
+
+def inference_step(case: Case, model: nn.Module, batch: Batch) -> Callable[[Marks], None]:
+    model.to(case.device, getattr(torch, case.dtype)).eval()
+    run = torch.compile(model) if case.compile else model
+
+    @torch.inference_mode()
+    def step(marks: Marks):
+        run(**batch.inputs)
+        marks.set()
+
+    return step
+
+
+def precision(case: Case) -> contextlib.AbstractContextManager:
+    if case.dtype == "bfloat16":
+        return torch.autocast(case.device, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def needed_flops(case: Case, config: PreTrainedConfig, batch: Batch) -> int:
+    """Operations for the documents of the batch; padding needs none."""
+    labelled = int((batch.labels != -100).sum())
+    flops = sum(training_flops(config, 1, length, 0) for length in batch.lengths)
+    if case.head:
+        predicted = labelled if case.task == "training" else batch.num_tokens
+        flops += training_flops(config, 1, 1, predicted) - training_flops(config, 1, 1, 0)
+    return flops if case.task == "training" else flops // 3
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def main():
+    case = Case(**json.loads(sys.argv[1]))
+    try:
+        result = {"outcome": "measured", **measure(case)}
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        result = {"outcome": OUT_OF_MEMORY}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
