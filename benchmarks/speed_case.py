@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from benchmarks.limited_process import OUT_OF_MEMORY
 from benchmarks.speed_models import ModelName, count_parameters, new_config, new_model
 from benchmarks.speed_rows import Batch, document_lengths, new_batch
 from common.flops import training_flops
 from common.hardware import peak_flops, peak_memory
 
 
-OUT_OF_MEMORY = "out of memory"
 # Steps that do not count: memory is taken, kernels are chosen and, on a GPU, autotuned.
 WARMUP_STEPS = {"cpu": 1, "cuda": 3}
 
