@@ -13,6 +13,14 @@ is what is shown of it. Of --tasks, --dropout, --dtype and --rows every combinat
 The record is written after each measurement, and the same command goes on with it; another command on the same day
 adds to it. Beside it lie a table of it (Markdown) and pictures, which `benchmarks/speed_report.py RECORD` makes again.
 
+A model is luna-L with L slots, roberta, modernbert, nystromformer, bigbird, longformer or fnet. Behind its name may
+stand an implementation of attention: +flash, +flex, +sdpa or +eager.
+
+--rows padded: documents of various lengths, padded to n; varlen: the same without padding, for models that can keep
+documents apart (Luna; with +flash roberta and modernbert). Tokens per second do not count padding. The lengths are
+log-normal and half of the tokens are padding when padded, or they are those of --lengths_file, with one a line, such
+as `awk '{print NF}' RS= corpus.txt` counts the words of texts between empty lines.
+
 With --layers a stack of a few layers stands in for the whole model, for rows of --layers_from tokens and more. Its
 times for forward and backward are multiplied by (layers of the model / layers of the stack), that of the optimiser by
 the ratio of their parameters; so the embeddings of the stack, which are a few percent of it, count several times.
@@ -46,6 +54,7 @@ RECORDS = Path(__file__).parent / "records"
 QUICK_RECORDS = Path("runs/speed")
 LUNAS = ["luna-16", "luna-64", "luna-128", "luna-256"]
 PEERS = ["roberta", "modernbert", "nystromformer", "bigbird", "longformer", "fnet"]
+LENGTHS = [128, 512, 2048, 8192, 32768]
 TOKENS = {"cpu": 8192, "cuda": 32768}
 QUICK = {
     "models": ["luna-128", "roberta", "modernbert"],
@@ -63,36 +72,28 @@ FREE_SHARE = 0.85  # of the memory that is free at the start
 def parse_options(arguments: list[str]) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="a few cases in about four minutes on two cores; the "
-                        "options below change it, and the record goes to runs/speed")  # fmt: skip
-    parser.add_argument("--models", nargs="+", help=f"luna-L with L slots, {', '.join(PEERS)}; behind a name may stand "
-                        "+flash, +flex, +sdpa or +eager (all, and on a GPU with flash-attn those with +flash)")  # fmt: skip
-    parser.add_argument("--lengths", nargs="+", type=positive, default=[128, 512, 2048, 8192, 32768], metavar="N",
-                        help="tokens a row (%(default)s)")  # fmt: skip
-    parser.add_argument("--tokens", type=positive, help="tokens a batch, but at least one row (8192 on a CPU, 32768 on "
-                        "a GPU)")  # fmt: skip
-    parser.add_argument("--tasks", nargs="+", choices=["training", "inference"], default=["training"],
-                        help="training: forward, backward and AdamW; inference: forward")  # fmt: skip
-    parser.add_argument("--no_head", dest="head", action="store_false", help="without the masked-LM head")
-    parser.add_argument("--dropout", nargs="+", type=float, default=[0.0], help="everywhere where a model has one (0)")
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"],
-                        help="bfloat16: autocast in training, in inference the weights as well")  # fmt: skip
-    parser.add_argument("--rows", nargs="+", choices=["full", "padded", "varlen"], default=["full"],
-                        help="full; padded: documents of various lengths padded to n; varlen: the same without "
-                        "padding, for models that can. Tokens per second do not count padding")  # fmt: skip
-    parser.add_argument("--lengths_file", help="lengths of these documents, one a line, such as from `awk '{print NF}' "
-                        "RS= corpus.txt` (log-normal, with half of the tokens padding when padded)")  # fmt: skip
-    parser.add_argument("--compile", action="store_true", help="torch.compile the models")
-    parser.add_argument("--layers", type=positive, help="of a stack in the place of the whole model")
-    parser.add_argument("--layers_from", type=positive, default=1, metavar="N", help="for rows of N tokens and more")
-    parser.add_argument("--rounds", type=positive, default=3, help="processes for each case (%(default)s)")
-    parser.add_argument("--steps", type=positive, default=3, help="timed in each process (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="after which no step begins (%(default)s)")
-    parser.add_argument("--time_limit", type=float, default=900.0, help="seconds of a process (%(default)s)")
-    parser.add_argument("--memory_limit", type=float, metavar="GIB", help="of a process (85%% of what is free)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="(a GPU where there is one)")
-    parser.add_argument("--size", choices=list(SIZES), default="base", help="tiny is for trying this script out")
-    parser.add_argument("--record", type=Path, help="(benchmarks/records/DATE-HARDWARE.json)")
+    add = parser.add_argument
+    add("--quick", action="store_true", help="about four minutes on two cores; other options change it")
+    add("--models", nargs="+", help="such as luna-64 roberta modernbert+flash (all; +flash with flash-attn alone)")
+    add("--lengths", nargs="+", type=positive, default=LENGTHS, metavar="N", help="tokens a row (%(default)s)")
+    add("--tokens", type=positive, help="a batch, but at least one row (8192 on a CPU, 32768 on a GPU)")
+    add("--tasks", nargs="+", choices=["training", "inference"], default=["training"])
+    add("--no_head", dest="head", action="store_false", help="without the masked-LM head")
+    add("--dropout", nargs="+", type=float, default=[0.0], help="everywhere where a model has one (0)")
+    add("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"], help="autocast in training")
+    add("--rows", nargs="+", choices=["full", "padded", "varlen"], default=["full"], help="see above (full)")
+    add("--lengths_file", help="of documents, see above (log-normal)")
+    add("--compile", action="store_true", help="torch.compile the models")
+    add("--layers", type=positive, help="of a stack in the place of the whole model, see above")
+    add("--layers_from", type=positive, default=1, metavar="N", help="for rows of N tokens and more")
+    add("--rounds", type=positive, default=3, help="processes for each case (%(default)s)")
+    add("--steps", type=positive, default=3, help="timed in each process (%(default)s)")
+    add("--seconds", type=float, default=60.0, help="after which no step begins (%(default)s)")
+    add("--time_limit", type=float, default=900.0, help="seconds of a process (%(default)s)")
+    add("--memory_limit", type=float, metavar="GIB", help="of a process (85%% of what is free); Linux alone")
+    add("--device", choices=["cpu", "cuda"], help="(cuda where there is a GPU)")
+    add("--size", choices=list(SIZES), default="base", help="tiny is for trying this script out")
+    add("--record", type=Path, help="(benchmarks/records/DATE-HARDWARE.json; with --quick a new one in runs/speed)")
     if parser.parse_known_args(arguments)[0].quick:
         parser.set_defaults(**QUICK)
     options = parser.parse_args(arguments)

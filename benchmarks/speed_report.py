@@ -113,12 +113,12 @@ class Setting:
 
 def collect_settings(record: Record) -> list[Setting]:
     """Where a case was measured with the whole model and with a stack, the whole model counts."""
-    whole = {(*_alike(made.case), made.case.model, made.case.length) for made in record.measurements
-             if made.case.layers is None}  # fmt: skip
+    cases = {made.case for made in record.measurements}
+    whole = {(_alike(case), case.model, case.length) for case in cases if case.layers is None}
     settings: dict[tuple, Setting] = {}
     for made in record.measurements:
         key = _alike(made.case)
-        if made.case.layers is None or (*key, made.case.model, made.case.length) not in whole:
+        if made.case.layers is None or (key, made.case.model, made.case.length) not in whole:
             settings.setdefault(key, Setting(made.case)).add(made)
     return list(settings.values())
 
@@ -171,9 +171,10 @@ def peak_share(measurements: list[Measurement], peak: float, parts: Iterable[str
 
 def peak_table(setting: Setting, record: Record) -> str | None:
     """For Luna; the peak is the highest of all that were found for the dtype."""
-    peaks = [made.result["peak_flops"] for made in record.measurements
-             if made.outcome == MEASURED and (made.case.device, made.case.dtype) == (setting.case.device,
-                                                                                     setting.case.dtype)]  # fmt: skip
+    case = setting.case
+    measured = [made for made in record.measurements if made.outcome == MEASURED]
+    alike = [made for made in measured if (made.case.device, made.case.dtype) == (case.device, case.dtype)]
+    peaks = [made.result["peak_flops"] for made in alike]
     models = [model for model in setting.models if ModelName.parse(model).kind == "luna"]
     if not models or not peaks or None in peaks:
         return None
@@ -181,10 +182,10 @@ def peak_table(setting: Setting, record: Record) -> str | None:
     def show(measurements: list[Measurement]) -> str:
         passes = peak_share(measurements, max(peaks), ["forward", "backward"])
         step = peak_share(measurements, max(peaks), ["forward", "backward", "optimizer"])
-        return f"{passes:.0%}" if setting.case.task == "inference" else f"{passes:.0%} / {step:.0%}"
+        return f"{passes:.0%}" if case.task == "inference" else f"{passes:.0%} / {step:.0%}"
 
     corner = f"share of the peak ({max(peaks) / 1e9:,.0f} GFLOP/s)"
-    if setting.case.task == "training":
+    if case.task == "training":
         corner += " of forward and backward / of the whole step"
     return table(setting, corner, models, show)
 
@@ -225,11 +226,11 @@ def report_text(record: Record, pictures: list[str]) -> str:
         parts.append("## Settings compared")
         lunas = dict.fromkeys(luna for setting in settings for luna in setting.lunas)
         parts += [settings_table(settings, luna) for luna in lunas]
-    stacks = sorted({f"{made.result['layers']} of {made.result['whole_layers']} layers" for made in record.measurements
-                     if made.case.layers is not None and made.outcome == MEASURED})  # fmt: skip
+    stacks = [made for made in record.measurements if made.case.layers is not None and made.outcome == MEASURED]
     if stacks:
+        counts = sorted({f"{made.result['layers']} of {made.result['whole_layers']} layers" for made in stacks})
         parts.append(
-            f"{STACK} measured on a stack of a few layers ({', '.join(stacks)}) and scaled: forward and backward by "
+            f"{STACK} measured on a stack of a few layers ({', '.join(counts)}) and scaled: forward and backward by "
             "layers, the optimiser by parameters; memory is that of the stack."
         )
     shares = spread(settings)
