@@ -1,0 +1,256 @@
+"""Where the time of a training step of Luna goes, part by part, and how near each part comes to the device's peak.
+
+    python benchmarks/profile_step.py --length 512
+    python benchmarks/profile_step.py --length 8192 --layers 3 --no_head --dropout 0.1
+    python benchmarks/profile_step.py --length 2048 --tokens 32768 --device cuda --dtype bfloat16
+
+torch's profiler notes every operation of some steps. One of the forward pass belongs to the innermost part that it is
+called from; one of the backward pass to the part whose forward operation it is the backward of, which the profiler
+tells by the number that autograd gives to both. On a GPU the time is that of the kernels, else that of the operations
+themselves. The share of the peak is that of the multiply-adds that the formulas need, forward and backward, in that
+time. A profiled step is a little slower than others; the time of those that are not profiled stands above the table.
+
+The parts are:
+
+    data         labels are drawn, and the batch is moved to the device; what reading and masking a corpus costs is
+                 measured by pretrain/measure_step.py
+    embeddings   with their norms and dropout
+    projections  all linear maps of both attentions
+    pack         what is left of the pack attention: scores, softmax, dropout, sums
+    unpack       the same of the unpack attention
+    FFN          both linear maps and the activation
+    norms        of the layers
+    dropout      of the layers' residuals
+    head         with the loss
+    optimizer    AdamW
+    rest         residuals, layout of rows, masks, and what else belongs to no part
+"""
+
+import argparse
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import nn
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile, record_function
+from transformers import PreTrainedModel
+
+from benchmarks.speed_models import SIZES, ModelName, new_config, new_model
+from benchmarks.speed_rows import IGNORED, LABELLED
+from common.errors import UserError, report_user_errors
+from common.flops import forward_products
+from common.hardware import describe_devices, peak_flops
+
+
+SCOPE = "part: "
+REST = "rest"
+BACKWARD = "autograd::engine::evaluate_function: "
+# Modules that are one part with all that lies inside of them.
+WHOLE_PARTS = {"LunaEmbeddings": "embeddings", "LunaMLP": "FFN", "LunaConvolution": "convolution"}
+WARMUP_STEPS = 3
+
+
+def parts_of(model: PreTrainedModel) -> dict[nn.Module, str]:
+    """The parts of a Luna model with or without its masked-LM head, by the module whose forward pass they are."""
+    parts: dict[nn.Module, str] = {model: "head", model.base_model: REST}  # later entries count
+    for layer in model.base_model.layers:
+        parts |= {layer.pack_attention: "pack", layer.unpack_attention: "unpack"}
+    for module in model.base_model.modules():
+        if isinstance(module, nn.Linear):
+            parts[module] = "projections"
+        elif isinstance(module, nn.LayerNorm):
+            parts[module] = "norms"
+        elif isinstance(module, nn.Dropout):
+            parts[module] = "dropout"
+    for module in model.base_model.modules():
+        if type(module).__name__ in WHOLE_PARTS:
+            for inner in module.modules():
+                parts[inner] = WHOLE_PARTS[type(module).__name__]
+    return parts
+
+
+def mark_parts(model: PreTrainedModel):
+    """Let the profiler know in which part an operation of the forward pass is."""
+    for module, part in parts_of(model).items():
+        scopes: list[record_function] = []
+
+        def enter(module, arguments, part=part, scopes=scopes):
+            scopes.append(record_function(SCOPE + part))
+            scopes[-1].__enter__()
+
+        def leave(module, arguments, output, scopes=scopes):
+            scopes.pop().__exit__(None, None, None)
+
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
+
+
+def find_parts(events: Iterable[FunctionEvent]) -> list[tuple[str, FunctionEvent]]:
+    """The part that each operation belongs to."""
+    events = sorted(
+        (event for event in events if event.device_type == torch.autograd.DeviceType.CPU),
+        key=lambda event: event.time_range.start,
+    )
+    nodes = [enclosing(event, BACKWARD) for event in events]
+    # Of the operations that autograd was about to give a number, the last one has got it.
+    numbered = {
+        event.sequence_nr: scope_of(event)
+        for event, node in zip(events, nodes, strict=True)
+        if node is None and event.sequence_nr >= 0
+    }
+    return [
+        (scope_of(event) if node is None else numbered.get(node.sequence_nr, REST), event)
+        for event, node in zip(events, nodes, strict=True)
+    ]
+
+
+def seconds_by_part(events: Iterable[FunctionEvent], device: str) -> Counter[str]:
+    """The profiled time of each part."""
+    seconds: Counter[str] = Counter()
+    for part, event in find_parts(events):
+        microseconds = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        seconds[part] += microseconds / 1e6
+    return seconds
+
+
+def enclosing(event: FunctionEvent, prefix: str) -> FunctionEvent | None:
+    """The event itself or the innermost one around it whose name begins so."""
+    found: FunctionEvent | None = event
+    while found is not None and not found.name.startswith(prefix):
+        found = found.cpu_parent
+    return found
+
+
+def scope_of(event: FunctionEvent) -> str:
+    scope = enclosing(event, SCOPE)
+    return REST if scope is None else scope.name.removeprefix(SCOPE)
+
+
+@dataclass
+class Trainee:
+    """A model in training on rows of random tokens.
+
+    Args:
+        rows: (rows, length), on the CPU.
+    """
+
+    model: PreTrainedModel
+    rows: torch.Tensor
+    head: bool
+    device: str
+    dtype: str
+
+    def __post_init__(self):
+        self.model.to(self.device).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        self.direction = torch.randn(self.model.config.hidden_size, device=self.device)
+        self.labelled = int(self.rows.numel() * LABELLED)
+
+    def step(self):
+        with record_function(SCOPE + "data"):
+            inputs = {"input_ids": self.rows.to(self.device)}
+            if self.head:
+                chosen = torch.randperm(self.rows.numel())[: self.labelled]
+                labels = torch.full((self.rows.numel(),), IGNORED)
+                labels[chosen] = self.rows.flatten()[chosen]
+                inputs |= {"labels": labels.view_as(self.rows).to(self.device), "num_predicted": self.labelled}
+        with precision(self.device, self.dtype):
+            outputs = self.model(**inputs)
+            loss = outputs.loss if self.head else (outputs.last_hidden_state * self.direction).mean()
+        loss.backward()
+        with record_function(SCOPE + "optimizer"):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+def precision(device: str, dtype: str) -> contextlib.AbstractContextManager:
+    return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+
+
+def time_step(trainee: Trainee) -> float:
+    """Seconds of a step, to the end of its last kernel."""
+    started = time.perf_counter()
+    trainee.step()
+    if trainee.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def profile_steps(trainee: Trainee, steps: int) -> Counter[str]:
+    """Seconds a step of each part."""
+    mark_parts(trainee.model)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if trainee.device == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        for _ in range(steps):
+            time_step(trainee)
+    total = seconds_by_part(profiler.events(), trainee.device)
+    return Counter({part: seconds / steps for part, seconds in total.items()})
+
+
+def parts_table(seconds: Counter[str], products: dict[str, int], peak: float | None) -> str:
+    """Seconds, share of the step and share of the peak, the longest part first.
+
+    Args:
+        products: multiply-adds of the forward pass by part.
+        peak: operations a second.
+    """
+    total = sum(seconds.values())
+    needed = {part: 3 * 2 * count for part, count in products.items() if count}
+    lines = ["| part | ms | share of the step | share of the peak |", "|---|---:|---:|---:|"]
+    for part, taken in [*seconds.most_common(), ("sum", total)]:
+        flops = sum(needed.values()) if part == "sum" else needed.get(part)
+        share = "" if flops is None or not peak or not taken else f"{flops / taken / peak:.0%}"
+        lines.append(f"| {part} | {taken * 1e3:,.1f} | {taken / total:.1%} | {share} |")
+    return "\n".join(lines)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", default="luna-128", help="luna-L with L slots, and +eager, +flash ... (%(default)s)")
+    add("--length", type=int, default=512, help="tokens a row (%(default)s)")
+    add("--tokens", type=int, default=4096, help="a batch, but at least one row (%(default)s)")
+    add("--layers", type=int, help="of a stack in the place of the whole model")
+    add("--no_head", dest="head", action="store_false", help="without the masked-LM head")
+    add("--dropout", type=float, default=0.0)
+    add("--dtype", choices=["float32", "bfloat16"], default="float32")
+    add("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--steps", type=int, default=3, help="that are profiled (%(default)s)")
+    add("--size", choices=list(SIZES), default="base", help="tiny is for trying this script out")
+    return parser.parse_args()
+
+
+def main():
+    options = parse_options()
+    with report_user_errors():
+        name = ModelName.parse(options.model)
+        if name.kind != "luna":
+            raise UserError(f"--model: {options.model} is not a Luna model, and others have other parts.")
+        device = torch.device(options.device)
+        peak = peak_flops(device, "bf16" if options.dtype == "bfloat16" else "no")
+        config = new_config(name, options.length, options.dropout, options.layers, options.size)
+        torch.manual_seed(0)
+        rows = torch.randint(4, config.vocab_size, (max(1, options.tokens // options.length), options.length))
+        trainee = Trainee(new_model(name, config, options.head), rows, options.head, options.device, options.dtype)
+        unprofiled = [time_step(trainee) for _ in range(WARMUP_STEPS + options.steps)][WARMUP_STEPS:]
+        seconds = profile_steps(trainee, options.steps)
+
+        labelled = trainee.labelled if options.head else 0
+        products = forward_products(config, *rows.shape, labelled)
+        print(
+            f"{options.model}, {config.num_hidden_layers} layers, {rows.shape[0]} rows of {options.length} tokens, "
+            f"{options.dtype}, dropout {options.dropout:g}, on {describe_devices(device)}"
+        )
+        print(f"{median(unprofiled) * 1e3:,.1f} ms a step, {rows.numel() / median(unprofiled):,.0f} tokens/s")
+        if peak:
+            print(f"peak {peak / 1e9:,.0f} GFLOP/s")
+        print(f"\n{parts_table(seconds, products, peak)}")
+
+
+if __name__ == "__main__":
+    main()
