@@ -8,13 +8,15 @@ JOBS ?= 2
 INSTALLED := .venv/installed
 INSTALLED_DEV := .venv-dev/installed
 
-.PHONY: help pretrain glue test test-fast lint clean
+.PHONY: help pretrain glue bench test test-fast lint clean
 
 help:
 	@echo "make pretrain    pretrain a small Luna on this computer's CPU: configs/pretrain/demo.yaml;"
 	@echo "                 ARGS=\"--key value ...\" changes keys of it"
 	@echo "make glue        fine-tune that model on a small task: configs/glue/demo.yaml; for GLUE itself"
 	@echo "                 ARGS=\"--tasks cola,rte --data hub --output_dir runs/glue\" (--data FOLDER: files)"
+	@echo "make bench       speed and memory of Luna, RoBERTa and ModernBERT on this computer, in about four minutes;"
+	@echo "                 ARGS=\"--help\" tells what else benchmarks/speed.py measures"
 	@echo "make test        all tests, in JOBS=2 processes"
 	@echo "make test-fast   the tests but for the slow ones"
 	@echo "make lint        ruff and mypy"
@@ -23,9 +25,12 @@ help:
 	@echo "The first of them makes its environment with $(PYTHON) (PYTHON=... for another: 3.11, 3.12 or 3.13)."
 
 # One thread for each core, unless the caller has set a number.
-pretrain: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+pretrain bench: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 pretrain: $(INSTALLED)
 	@.venv/bin/accelerate launch --quiet --config_file configs/accelerate/cpu.yaml pretrain/run_mlm.py configs/pretrain/demo.yaml $(ARGS)
+
+bench: $(INSTALLED)
+	@.venv/bin/python benchmarks/speed.py $(or $(ARGS),--quick)
 
 glue: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 glue: $(INSTALLED)

@@ -27,7 +27,7 @@ matplotlib.use("Agg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # of Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 EFFICIENT = ("nystromformer", "bigbird", "longformer")  # the peers whose cost grows with n, as Luna's does
-STACK = "*"  # marks what was measured on a stack of a few layers
+STACK = "†"  # marks what was measured on a stack of a few layers
 
 
 def step_seconds(result: dict) -> list[float]:
@@ -250,6 +250,7 @@ def _show_memory(measurements: list[Measurement]) -> str:
 def draw_setting(setting: Setting, output: Path):
     """Tokens per second and peak memory over n; hollow marks are stacks of a few layers."""
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     try:
@@ -267,11 +268,15 @@ def draw_setting(setting: Setting, output: Path):
         for axes, label in zip(panels, ("tokens per second", "peak memory, GiB"), strict=True):
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:,g}")
+            axes.yaxis.set_minor_formatter("")
             axes.set_xticks(setting.lengths, [f"{n}" for n in setting.lengths])
             axes.set_xlabel("n, tokens a row")
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
-        panels[0].legend(fontsize="small")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize="small")
         figure.suptitle(setting.title, fontsize="medium")
         with written_whole(output) as file:
             figure.savefig(file, dpi=120, format="png")

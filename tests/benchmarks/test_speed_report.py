@@ -69,29 +69,29 @@ def test_tables(record: Record):
     assert title in text
     for line in [
         "| tokens/s | n = 512 | n = 2048 |",
-        "| luna-128 | 1,000 | 909* |",
-        "| roberta | 500 | 256* |",
+        "| luna-128 | 1,000 | 909† |",
+        "| roberta | 500 | 256† |",
         "| nystromformer | 333 | out of memory |",
         "| longformer | 667 | failed: RuntimeError: no |",
         "| luna-128 against | n = 512 | n = 2048 |",
-        "| roberta | 2.00x | 3.55x* |",
+        "| roberta | 2.00x | 3.55x† |",
         "| nystromformer | 3.00x | – |",
         "| best of nystromformer, longformer | 1.50x | – |",
-        "| luna-128 | 1.00 | 1.00* |",
-        "| luna-128 | 44% / 40% | 200% / 133%* |",
+        "| luna-128 | 1.00 | 1.00† |",
+        "| luna-128 | 44% / 40% | 200% / 133%† |",
         "![Tokens per second and peak memory over n](one.png)",
         f"{title[3:].replace('dropout 0', 'dropout 0.1')} | 500 |  |",
     ]:
         assert line in text
-    assert "* measured on a stack of a few layers (3 of 12 layers) and scaled" in text
+    assert "† measured on a stack of a few layers (3 of 12 layers) and scaled" in text
     assert "lies 0% from their median in the middle cell, and 50% in the worst" in text
 
 
 def test_a_failure_in_any_round_is_one(record: Record):
     record.measurements.append(Measurement(Case("roberta", 512), 1, "out of time"))
     text = report_text(record, ["one.png", "two.png"])
-    assert "| roberta | out of time | 256* |" in text
-    assert "| roberta | – | 3.55x* |" in text
+    assert "| roberta | out of time | 256† |" in text
+    assert "| roberta | – | 3.55x† |" in text
 
 
 def test_the_whole_model_counts_before_its_stack(record: Record):
