@@ -140,14 +140,15 @@ def measure(case: Case) -> dict:
 
 def time_steps(case: Case, step: Callable[[Marks], object]) -> list[list[float]]:
     """For each timed step the seconds of its parts."""
-    timed: list[list[float]] = []
+    marks, steps = Marks(case.device), 0
     end = time.perf_counter() + case.seconds
-    while not timed or (len(timed) < case.steps and time.perf_counter() < end):
-        marks = Marks(case.device)
-        marks.set()
+    marks.set()
+    while not steps or (steps < case.steps and time.perf_counter() < end):
         step(marks)
-        timed.append(marks.seconds())
-    return timed
+        steps += 1
+    seconds = marks.seconds()
+    parts = len(seconds) // steps
+    return [seconds[first : first + parts] for first in range(0, len(seconds), parts)]
 
 
 def training_step(case: Case, model: nn.Module, batch: Batch) -> Callable[[Marks], torch.Tensor]:

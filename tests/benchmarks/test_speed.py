@@ -3,11 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import speed
+from benchmarks import speed, speed_case
 from benchmarks.limited_process import OUT_OF_TIME
 from benchmarks.speed_case import Case, is_out_of_memory, measure
 from benchmarks.speed_models import PEERS
@@ -21,6 +22,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object):
     speed.main()
 
 
+@pytest.mark.slow
 def test_a_call_writes_a_record_and_goes_on_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -69,6 +71,19 @@ def test_rows_without_padding_have_the_loss_of_padded_ones(head: bool):
     assert padded["tokens"] == varlen["tokens"]
     assert padded["flops"] == varlen["flops"]
     assert varlen["loss"] == pytest.approx(padded["loss"], abs=1e-5)
+
+
+def test_times_of_the_parts_of_each_step(monkeypatch: pytest.MonkeyPatch):
+    """Three steps of two parts; no step begins after the seconds."""
+    clock = iter([0.0, 1.0, 2.0, 4.0, 4.5, 5.0, 8.0, 8.5, 9.0, 13.0, 13.5])
+    monkeypatch.setattr(speed_case, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+
+    def step(marks: speed_case.Marks):
+        marks.set()
+        marks.set()
+
+    timed = speed_case.time_steps(Case("luna-16", 64, steps=9, seconds=10.0), step)
+    assert timed == [[1.0, 2.0], [1.0, 3.0], [1.0, 4.0]]
 
 
 def test_bfloat16():
