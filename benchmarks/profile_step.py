@@ -27,12 +27,12 @@ The parts are:
 """
 
 import argparse
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,37 +40,50 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import PreTrainedModel
 
+from benchmarks.options import positive
+from benchmarks.speed_case import precision
 from benchmarks.speed_models import SIZES, ModelName, new_config, new_model
 from benchmarks.speed_rows import IGNORED, LABELLED
 from common.errors import UserError, report_user_errors
 from common.flops import forward_products
 from common.hardware import describe_devices, peak_flops
+from modeling_luna import LunaConfig
+from modeling_luna.modeling_luna import (
+    LunaConvolution,
+    LunaEmbeddings,
+    LunaMLP,
+    LunaPackAttention,
+    LunaUnpackAttention,
+)
 
 
 SCOPE = "part: "
 REST = "rest"
 BACKWARD = "autograd::engine::evaluate_function: "
+PARTS: dict[type[nn.Module], str] = {
+    LunaPackAttention: "pack",
+    LunaUnpackAttention: "unpack",
+    nn.Linear: "projections",
+    nn.LayerNorm: "norms",
+    nn.Dropout: "dropout",
+}
 # Modules that are one part with all that lies inside of them.
-WHOLE_PARTS = {"LunaEmbeddings": "embeddings", "LunaMLP": "FFN", "LunaConvolution": "convolution"}
+WHOLE_PARTS: dict[type[nn.Module], str] = {
+    LunaEmbeddings: "embeddings",
+    LunaMLP: "FFN",
+    LunaConvolution: "convolution",
+}
 WARMUP_STEPS = 3
 
 
 def parts_of(model: PreTrainedModel) -> dict[nn.Module, str]:
     """The parts of a Luna model with or without its masked-LM head, by the module whose forward pass they are."""
     parts: dict[nn.Module, str] = {model: "head", model.base_model: REST}  # later entries count
-    for layer in model.base_model.layers:
-        parts |= {layer.pack_attention: "pack", layer.unpack_attention: "unpack"}
-    for module in model.base_model.modules():
-        if isinstance(module, nn.Linear):
-            parts[module] = "projections"
-        elif isinstance(module, nn.LayerNorm):
-            parts[module] = "norms"
-        elif isinstance(module, nn.Dropout):
-            parts[module] = "dropout"
-    for module in model.base_model.modules():
-        if type(module).__name__ in WHOLE_PARTS:
-            for inner in module.modules():
-                parts[inner] = WHOLE_PARTS[type(module).__name__]
+    for kind, part in PARTS.items():
+        parts |= {module: part for module in model.base_model.modules() if isinstance(module, kind)}
+    for kind, part in WHOLE_PARTS.items():
+        for module in (module for module in model.base_model.modules() if isinstance(module, kind)):
+            parts |= dict.fromkeys(module.modules(), part)
     return parts
 
 
@@ -139,7 +152,7 @@ class Trainee:
         rows: (rows, length), on the CPU.
     """
 
-    model: PreTrainedModel
+    model: Any
     rows: torch.Tensor
     head: bool
     device: str
@@ -153,7 +166,7 @@ class Trainee:
 
     def step(self):
         with record_function(SCOPE + "data"):
-            inputs = {"input_ids": self.rows.to(self.device)}
+            inputs: dict[str, Any] = {"input_ids": self.rows.to(self.device)}
             if self.head:
                 chosen = torch.randperm(self.rows.numel())[: self.labelled]
                 labels = torch.full((self.rows.numel(),), IGNORED)
@@ -166,10 +179,6 @@ class Trainee:
         with record_function(SCOPE + "optimizer"):
             self.optimizer.step()
             self.optimizer.zero_grad()
-
-
-def precision(device: str, dtype: str) -> contextlib.AbstractContextManager:
-    return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
 
 
 def time_step(trainee: Trainee) -> float:
@@ -213,14 +222,14 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", default="luna-128", help="luna-L with L slots, and +eager, +flash ... (%(default)s)")
-    add("--length", type=int, default=512, help="tokens a row (%(default)s)")
-    add("--tokens", type=int, default=4096, help="a batch, but at least one row (%(default)s)")
-    add("--layers", type=int, help="of a stack in the place of the whole model")
+    add("--length", type=positive, default=512, help="tokens a row (%(default)s)")
+    add("--tokens", type=positive, default=4096, help="a batch, but at least one row (%(default)s)")
+    add("--layers", type=positive, help="of a stack in the place of the whole model")
     add("--no_head", dest="head", action="store_false", help="without the masked-LM head")
     add("--dropout", type=float, default=0.0)
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
     add("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--steps", type=int, default=3, help="that are profiled (%(default)s)")
+    add("--steps", type=positive, default=3, help="that are profiled (%(default)s)")
     add("--size", choices=list(SIZES), default="base", help="tiny is for trying this script out")
     return parser.parse_args()
 
@@ -229,11 +238,11 @@ def main():
     options = parse_options()
     with report_user_errors():
         name = ModelName.parse(options.model)
-        if name.kind != "luna":
-            raise UserError(f"--model: {options.model} is not a Luna model, and others have other parts.")
         device = torch.device(options.device)
         peak = peak_flops(device, "bf16" if options.dtype == "bfloat16" else "no")
         config = new_config(name, options.length, options.dropout, options.layers, options.size)
+        if not isinstance(config, LunaConfig):
+            raise UserError(f"--model: {options.model} is not a Luna model, and others have other parts.")
         torch.manual_seed(0)
         rows = torch.randint(4, config.vocab_size, (max(1, options.tokens // options.length), options.length))
         trainee = Trainee(new_model(name, config, options.head), rows, options.head, options.device, options.dtype)
@@ -241,7 +250,7 @@ def main():
         seconds = profile_steps(trainee, options.steps)
 
         labelled = trainee.labelled if options.head else 0
-        products = forward_products(config, *rows.shape, labelled)
+        products = forward_products(config, len(rows), options.length, labelled)
         print(
             f"{options.model}, {config.num_hidden_layers} layers, {rows.shape[0]} rows of {options.length} tokens, "
             f"{options.dtype}, dropout {options.dropout:g}, on {describe_devices(device)}"

@@ -41,6 +41,7 @@ import torch
 
 from benchmarks import speed_case
 from benchmarks.limited_process import available_memory, run_limited
+from benchmarks.options import positive
 from benchmarks.speed_case import Case
 from benchmarks.speed_models import SIZES, ModelName
 from benchmarks.speed_record import MEASURED, Measurement, Record, describe_maker, record_name
@@ -101,13 +102,6 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     options.tokens = options.tokens or TOKENS[options.device]
     options.models = options.models or default_models(options.device)
     return options
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return number
 
 
 def default_models(device: str) -> list[str]:

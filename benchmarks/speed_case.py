@@ -12,9 +12,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig
 
 from benchmarks.limited_process import OUT_OF_MEMORY
@@ -22,6 +22,7 @@ from benchmarks.speed_models import ModelName, count_parameters, new_config, new
 from benchmarks.speed_rows import Batch, document_lengths, new_batch
 from common.flops import training_flops
 from common.hardware import peak_flops, peak_memory
+from modeling_luna import LunaConfig
 
 
 # Steps that do not count: memory is taken, kernels are chosen and, on a GPU, autotuned.
@@ -133,7 +134,7 @@ def measure(case: Case) -> dict:
         "whole_layers": whole.num_hidden_layers,
         "parameters": parameters,
         "whole_parameters": parameters if case.layers is None else count_parameters(name, whole, case.head),
-        "flops": needed_flops(case, config, batch) if name.kind == "luna" else None,
+        "flops": needed_flops(case, config, batch) if isinstance(config, LunaConfig) else None,
         "peak_flops": peak,
     }
 
@@ -151,7 +152,7 @@ def time_steps(case: Case, step: Callable[[Marks], object]) -> list[list[float]]
     return [seconds[first : first + parts] for first in range(0, len(seconds), parts)]
 
 
-def training_step(case: Case, model: nn.Module, batch: Batch) -> Callable[[Marks], torch.Tensor]:
+def training_step(case: Case, model: Any, batch: Batch) -> Callable[[Marks], torch.Tensor]:
     """Forward, backward, update; each step gives its loss."""
     model.to(case.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -165,7 +166,7 @@ def training_step(case: Case, model: nn.Module, batch: Batch) -> Callable[[Marks
     shares = batch.token_mask / batch.num_tokens
 
     def step(marks: Marks) -> torch.Tensor:
-        with precision(case):
+        with precision(case.device, case.dtype):
             outputs = run(**inputs)
             loss = outputs.loss if case.head else ((outputs.last_hidden_state * direction).sum(-1) * shares).sum()
         marks.set()
@@ -179,7 +180,7 @@ def training_step(case: Case, model: nn.Module, batch: Batch) -> Callable[[Marks
     return step
 
 
-def inference_step(case: Case, model: nn.Module, batch: Batch) -> Callable[[Marks], None]:
+def inference_step(case: Case, model: Any, batch: Batch) -> Callable[[Marks], None]:
     model.to(case.device, getattr(torch, case.dtype)).eval()
     run = torch.compile(model) if case.compile else model
 
@@ -191,13 +192,11 @@ def inference_step(case: Case, model: nn.Module, batch: Batch) -> Callable[[Mark
     return step
 
 
-def precision(case: Case) -> contextlib.AbstractContextManager:
-    if case.dtype == "bfloat16":
-        return torch.autocast(case.device, torch.bfloat16)
-    return contextlib.nullcontext()
+def precision(device: str, dtype: str) -> contextlib.AbstractContextManager:
+    return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
 
 
-def needed_flops(case: Case, config: PreTrainedConfig, batch: Batch) -> int:
+def needed_flops(case: Case, config: LunaConfig, batch: Batch) -> int:
     """Operations for the documents of the batch; padding needs none."""
     labelled = int((batch.labels != -100).sum())
     flops = sum(training_flops(config, 1, length, 0) for length in batch.lengths)

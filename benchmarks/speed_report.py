@@ -219,8 +219,8 @@ def report_text(record: Record, pictures: list[str]) -> str:
         for luna in setting.lunas:
             parts.append(ratios_table(setting, luna))
         parts.append(table(setting, "peak memory, GiB", setting.models, _show_memory))
-        shares = peak_table(setting, record)
-        parts += [shares] if shares else []
+        peaks = peak_table(setting, record)
+        parts += [peaks] if peaks else []
         parts.append(f"![Tokens per second and peak memory over n]({picture})")
     if len(settings) > 1:
         parts.append("## Settings compared")

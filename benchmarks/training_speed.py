@@ -56,12 +56,12 @@ def main():
         name: Trainee({**fields, **dropout}, options.length, options.rows) for name, dropout in SETTINGS.items()
     }
 
-    seconds = {name: [] for name in trainees}
+    seconds: dict[str, list[float]] = {name: [] for name in trainees}
     for round_number in range(options.rounds + 1):
         for name, trainee in trainees.items():
-            taken = trainee.step()
+            step_seconds = trainee.step()
             if round_number:  # the first step allocates
-                seconds[name].append(taken)
+                seconds[name].append(step_seconds)
     tokens = options.length * options.rows
     print(f"{options.config.stem}, {options.rows} rows of {options.length}, {torch.get_num_threads()} threads:")
     base = median(seconds["no dropout"])
