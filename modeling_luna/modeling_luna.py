@@ -192,16 +192,16 @@ class RaggedRows(NamedTuple):
 
     def pad(self, states: torch.Tensor) -> torch.Tensor:
         """(batch, width, ...) -> (rows, max_length, ...)"""
-        return states.flatten(0, 1)[self.cells]
+        return take(states.flatten(0, 1), self.cells)
 
     def unpad(self, states: torch.Tensor) -> torch.Tensor:
         """(rows, max_length, ...) -> (batch, width, ...), zeros at padding"""
-        return self._spread(states.flatten(0, 1)[self.places])
+        return self._spread(take(states.flatten(0, 1), self.places))
 
     def flatten(self, states: torch.Tensor) -> torch.Tensor:
         """(batch, width, ...) -> (1, states, ...)"""
         states = states.flatten(0, 1)
-        return (states if self.index is None else states[self.index]).unsqueeze(0)
+        return (states if self.index is None else take(states, self.index)).unsqueeze(0)
 
     def unflatten(self, states: torch.Tensor) -> torch.Tensor:
         """(1, states, ...) -> (batch, width, ...), zeros at padding"""
@@ -216,6 +216,11 @@ class RaggedRows(NamedTuple):
             batch = states.new_zeros(self.shape[0] * self.shape[1], *states.shape[1:])
             states = batch.index_copy(0, self.index, states)
         return states.unflatten(0, self.shape)
+
+
+def take(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """states[places], with a backward pass that is several times faster."""
+    return states.index_select(0, places.flatten()).unflatten(0, places.shape)
 
 
 def true_places(mask: torch.Tensor, count: int | None = None) -> torch.Tensor:
@@ -1079,7 +1084,7 @@ class LunaForMaskedLM(LunaPreTrainedModel):
             )
         if labels is not None and self.config.sparse_prediction:
             places = true_places(labels != -100, num_predicted)
-            hidden_states, labels = hidden_states.flatten(0, 1)[places], labels.flatten()[places]
+            hidden_states, labels = take(hidden_states.flatten(0, 1), places), labels.flatten()[places]
         logits = self.lm_head(hidden_states)
 
         loss = None
