@@ -94,6 +94,10 @@ class Setting:
         lunas = [model for model in self.models if ModelName.parse(model).kind == "luna"]
         return [model for model in lunas if ModelName.parse(model).slots == 128] or lunas
 
+    @property
+    def peers(self) -> list[str]:
+        return [model for model in self.models if ModelName.parse(model).kind != "luna"]
+
     def add(self, measurement: Measurement):
         """A failure in any round is one; what the whole model could not do, its stack may."""
         case = measurement.case
@@ -142,9 +146,8 @@ def table(setting: Setting, corner: str, models: list[str], value: Callable[[lis
 
 def ratios_table(setting: Setting, luna: str) -> str:
     """How many times as fast Luna is as each peer, and as the fastest of those that are made for long rows."""
-    peers = [model for model in setting.models if ModelName.parse(model).kind != "luna"]
-    rows = {peer: [_ratio(setting, luna, [peer], n) for n in setting.lengths] for peer in peers}
-    efficient = [peer for peer in peers if ModelName.parse(peer).kind in EFFICIENT]
+    rows = {peer: [_ratio(setting, luna, [peer], n) for n in setting.lengths] for peer in setting.peers}
+    efficient = [peer for peer in setting.peers if ModelName.parse(peer).kind in EFFICIENT]
     if len(efficient) > 1:
         name = f"best of {', '.join(efficient)}"
         rows[name] = [_ratio(setting, luna, efficient, n) for n in setting.lengths]
@@ -216,8 +219,8 @@ def report_text(record: Record, pictures: list[str]) -> str:
     for setting, picture in zip(settings, pictures, strict=True):
         parts.append(f"## {setting.title}")
         parts.append(table(setting, "tokens/s", setting.models, lambda made: f"{throughput(made):,.0f}"))
-        for luna in setting.lunas:
-            parts.append(ratios_table(setting, luna))
+        if setting.peers:
+            parts += [ratios_table(setting, luna) for luna in setting.lunas]
         parts.append(table(setting, "peak memory, GiB", setting.models, _show_memory))
         peaks = peak_table(setting, record)
         parts += [peaks] if peaks else []
