@@ -44,6 +44,7 @@ from benchmarks.options import positive
 from benchmarks.speed_case import precision
 from benchmarks.speed_models import SIZES, ModelName, new_config, new_model
 from benchmarks.speed_rows import IGNORED, LABELLED
+from common.allocator import keep_freed_memory
 from common.errors import UserError, report_user_errors
 from common.flops import forward_products
 from common.hardware import describe_devices, peak_flops
@@ -237,6 +238,7 @@ def parse_options() -> argparse.Namespace:
 def main():
     options = parse_options()
     with report_user_errors():
+        keep_freed_memory()
         name = ModelName.parse(options.model)
         device = torch.device(options.device)
         peak = peak_flops(device, "bf16" if options.dtype == "bfloat16" else "no")

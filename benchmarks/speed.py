@@ -5,10 +5,11 @@
     python benchmarks/speed.py --models luna-128 --lengths 512 --rows padded varlen
     python benchmarks/speed.py --device cuda --dtype bfloat16 --compile --models luna-128 modernbert+flash
 
-Every measurement is a process of its own, which makes the model, takes a step that does not count, and times some
-more. Models take turns, and all of them come again in each round, so that a busy minute does not hit one of them
-alone; medians over all steps of all rounds are shown. A process that needs too much memory or time is ended, and that
-is what is shown of it. Of --tasks, --dropout, --dtype and --rows every combination is measured.
+Every measurement is a process of its own, which makes the model, takes steps that do not count, and times some more.
+On a CPU with glibc it keeps the memory that it has freed (`common/allocator.py`), whatever the model. Models take
+turns, and all of them come again in each round, so that a busy minute does not hit one of them alone; medians over all
+steps of all rounds are shown. A process that needs too much memory or time is ended, and that is what is shown of it.
+Of --tasks, --dropout, --dtype and --rows every combination is measured.
 
 The record is written after each measurement, and the same command goes on with it; another command on the same day
 adds to it. Beside it lie a table of it (Markdown) and pictures, which `benchmarks/speed_report.py RECORD` makes again.
@@ -84,12 +85,12 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     add("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"], help="autocast in training")
     add("--rows", nargs="+", choices=["full", "padded", "varlen"], default=["full"], help="see above (full)")
     add("--lengths_file", help="of documents, see above (log-normal)")
-    add("--compile", action="store_true", help="torch.compile the models")
+    add("--compile", action="store_true", help="torch.compile the layers")
     add("--layers", type=positive, help="of a stack in the place of the whole model, see above")
     add("--layers_from", type=positive, default=1, metavar="N", help="for rows of N tokens and more")
     add("--rounds", type=positive, default=3, help="processes for each case (%(default)s)")
     add("--steps", type=positive, default=3, help="timed in each process (%(default)s)")
-    add("--seconds", type=float, default=60.0, help="after which no step begins (%(default)s)")
+    add("--seconds", type=float, default=60.0, help="after which no timed step begins (%(default)s)")
     add("--time_limit", type=float, default=900.0, help="seconds of a process (%(default)s)")
     add("--memory_limit", type=float, metavar="GIB", help="of a process (85%% of what is free); Linux alone")
     add("--device", choices=["cpu", "cuda"], help="(cuda where there is a GPU)")

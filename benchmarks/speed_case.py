@@ -20,13 +20,15 @@ from transformers import PreTrainedConfig
 from benchmarks.limited_process import OUT_OF_MEMORY
 from benchmarks.speed_models import ModelName, count_parameters, new_config, new_model
 from benchmarks.speed_rows import Batch, document_lengths, new_batch
+from common.allocator import keep_freed_memory
+from common.compilation import compile_layers
 from common.flops import training_flops
 from common.hardware import peak_flops, peak_memory
 from modeling_luna import LunaConfig
 
 
 # Steps that do not count: memory is taken, kernels are chosen and, on a GPU, autotuned.
-WARMUP_STEPS = {"cpu": 1, "cuda": 3}
+WARMUP_STEPS = {"cpu": 3, "cuda": 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +47,11 @@ class Case:
         dtype: `float32` or `bfloat16`: in training autocast over float32 weights, in inference the weights as well.
         rows: `full`; `padded`, documents of various lengths padded to n; `varlen`, the same without padding.
         lengths_file: their lengths, see `document_lengths`.
-        compile: whether `torch.compile` compiles the model.
+        compile: whether `torch.compile` compiles the layers.
         device: `cpu` or `cuda`.
         size: a key of `SIZES`.
-        steps, seconds: as many steps are timed, or as many as begin within that time, but at least one.
+        steps, seconds: as many steps are timed, or as many as begin within that time, but at least one. No warm-up
+            step but the first begins after that time, either.
     """
 
     model: str
@@ -122,14 +125,14 @@ def measure(case: Case) -> dict:
     model = new_model(name, config, case.head)
     parameters = model.num_parameters()
     step = training_step(case, model, batch) if case.task == "training" else inference_step(case, model, batch)
-    losses = [step(Marks(case.device)) for _ in range(WARMUP_STEPS[case.device])]
+    loss = warm_up(case, step)
     timed = time_steps(case, step)
     parts = ("forward", "backward", "optimizer")
     return {
         "seconds": dict(zip(parts, map(list, zip(*timed, strict=True)), strict=False)),
         "tokens": batch.num_tokens,
         "memory": peak_memory(torch.device(case.device)),
-        "loss": None if losses[0] is None else losses[0].item(),
+        "loss": None if loss is None else loss.item(),
         "layers": config.num_hidden_layers,
         "whole_layers": whole.num_hidden_layers,
         "parameters": parameters,
@@ -137,6 +140,16 @@ def measure(case: Case) -> dict:
         "flops": needed_flops(case, config, batch) if isinstance(config, LunaConfig) else None,
         "peak_flops": peak,
     }
+
+
+def warm_up(case: Case, step: Callable[[Marks], torch.Tensor | None]) -> torch.Tensor | None:
+    """The loss of the first step."""
+    end = time.perf_counter() + case.seconds
+    loss = step(Marks(case.device))
+    for _ in range(WARMUP_STEPS[case.device] - 1):
+        if time.perf_counter() < end:
+            step(Marks(case.device))
+    return loss
 
 
 def time_steps(case: Case, step: Callable[[Marks], object]) -> list[list[float]]:
@@ -156,7 +169,8 @@ def training_step(case: Case, model: Any, batch: Batch) -> Callable[[Marks], tor
     """Forward, backward, update; each step gives its loss."""
     model.to(case.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    run = torch.compile(model) if case.compile else model
+    if case.compile:
+        compile_layers(model)
     inputs = dict(batch.inputs)
     if case.head:
         inputs["labels"] = batch.labels
@@ -167,7 +181,7 @@ def training_step(case: Case, model: Any, batch: Batch) -> Callable[[Marks], tor
 
     def step(marks: Marks) -> torch.Tensor:
         with precision(case.device, case.dtype):
-            outputs = run(**inputs)
+            outputs = model(**inputs)
             loss = outputs.loss if case.head else ((outputs.last_hidden_state * direction).sum(-1) * shares).sum()
         marks.set()
         loss.backward()
@@ -182,11 +196,12 @@ def training_step(case: Case, model: Any, batch: Batch) -> Callable[[Marks], tor
 
 def inference_step(case: Case, model: Any, batch: Batch) -> Callable[[Marks], None]:
     model.to(case.device, getattr(torch, case.dtype)).eval()
-    run = torch.compile(model) if case.compile else model
+    if case.compile:
+        compile_layers(model)
 
     @torch.inference_mode()
     def step(marks: Marks):
-        run(**batch.inputs)
+        model(**batch.inputs)
         marks.set()
 
     return step
@@ -211,6 +226,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def main():
+    keep_freed_memory()
     case = Case(**json.loads(sys.argv[1]))
     try:
         result = {"outcome": "measured", **measure(case)}

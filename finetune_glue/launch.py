@@ -8,6 +8,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from common.allocator import keep_freed_memory
 from common.yaml_config import ConfigurationError
 from finetune_glue.configuration import GlueConfig
 
@@ -18,7 +19,7 @@ def start_processes(config: GlueConfig) -> bool:
     Raises:
         ConfigurationError: where accelerate did not start what the launcher asks for.
     """
-    be_quiet()
+    set_up_process()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1 and config.side_by_side > 1:
         raise ConfigurationError(
@@ -36,8 +37,10 @@ def start_processes(config: GlueConfig) -> bool:
     return state.is_main_process
 
 
-def be_quiet():
-    """Leave the terminal to what a run itself has to say."""
+def set_up_process():
+    """Leave the terminal to what a run itself has to say, and keep freed memory for the next steps on a CPU."""
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()

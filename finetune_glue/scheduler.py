@@ -25,7 +25,7 @@ from common.errors import UserError, is_disk_full, report_user_errors
 from finetune_glue.cells import Cell
 from finetune_glue.configuration import GlueConfig
 from finetune_glue.data import TaskData, load_task
-from finetune_glue.launch import be_quiet
+from finetune_glue.launch import set_up_process
 from finetune_glue.results import ERROR, MODEL, Group, Run, best_group
 from finetune_glue.tasks import TASKS, Task
 from finetune_glue.training import Split, run_cell
@@ -79,7 +79,7 @@ def _clear_damaged(cell: Cell):
 def _work(config: GlueConfig, cells: list[Cell]):
     Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends this process
-    be_quiet()
+    set_up_process()
     with report_user_errors():
         Worker(config, cells, bar=False).work()
 

@@ -6,12 +6,15 @@ Two states run through the layers: the hidden states X of the n tokens, and the 
 packs X into P and unpacks the result into X, so that time and memory grow with n * l instead of n * n.
 """
 
+import functools
 import math
 import os
+import platform
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -522,6 +525,66 @@ def sinusoids(positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=-1).to(like.dtype)
 
 
+ONEDNN_PRODUCTS = 2**27  # multiply-adds of a map, below which setting up a convolution takes longer than it saves
+
+
+class LunaLinear(nn.Linear):
+    """A linear map that is faster on some CPUs, see `linear`."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return linear(states, self.weight, self.bias)
+
+
+def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`torch.nn.functional.linear`, by the faster one of torch's two libraries for float32 products on a CPU.
+
+    torch gives such products to MKL, which does not use the AVX-512 units of AMD's CPUs, and convolutions to oneDNN,
+    which does: there, a map of enough states is a convolution of width 1 over them. Results differ by rounding alone.
+    """
+    if not prefers_onednn(states, weight):
+        return nn.functional.linear(states, weight, bias)
+    # The states read as an image (1, in_features, 1, states) with the channels last, which copies nothing.
+    image = states.reshape(1, 1, -1, states.shape[-1]).permute(0, 3, 1, 2)
+    image = nn.functional.conv2d(image, weight[:, :, None, None], bias)
+    return image.permute(0, 2, 3, 1).reshape(*states.shape[:-1], weight.shape[0])
+
+
+def linear_by_document(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(documents, n, in) by the weights (documents, out, in) -> (documents, n, out)"""
+    if prefers_onednn(states[:1], weights[0]):
+        return torch.stack([linear(*document) for document in zip(states, weights, strict=True)])
+    return torch.matmul(states, weights.transpose(1, 2))
+
+
+def prefers_onednn(states: torch.Tensor, weight: torch.Tensor) -> bool:
+    num_states = states.numel() // max(1, states.shape[-1])
+    return (
+        states.device.type == "cpu"
+        and states.dtype == weight.dtype == torch.float32
+        and num_states * weight.numel() >= ONEDNN_PRODUCTS
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and is_plain_tensor(weight)
+        and bool(torch.backends.mkldnn.enabled)
+        and mkl_lacks_avx512()
+    )
+
+
+def is_plain_tensor(weight: torch.Tensor) -> bool:
+    """Not a part of a tensor that is spread over devices, nor a quantised one."""
+    return type(weight) in (torch.Tensor, nn.Parameter)
+
+
+@functools.cache
+def mkl_lacks_avx512() -> bool:
+    """Whether this CPU has AVX-512, torch was built with MKL and oneDNN, and MKL takes an older code path on it."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    processor = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else platform.processor()
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in processor
+
+
 class LunaAttention(nn.Module):
     """What pack and unpack attention share: projections, heads and the choice of the attention implementation."""
 
@@ -532,12 +595,12 @@ class LunaAttention(nn.Module):
         self.config = config
         self.head_dim = config.hidden_size // num_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = LunaLinear(config.hidden_size, config.hidden_size)
         if config.tie_key_value:
-            self.kv_proj = nn.Linear(config.hidden_size, config.hidden_size)
+            self.kv_proj = LunaLinear(config.hidden_size, config.hidden_size)
         else:
-            self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-            self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+            self.k_proj = LunaLinear(config.hidden_size, config.hidden_size)
+            self.v_proj = LunaLinear(config.hidden_size, config.hidden_size)
 
     def attend(
         self,
@@ -610,7 +673,7 @@ class LunaUnpackAttention(LunaAttention):
 
     def __init__(self, config: LunaConfig):
         super().__init__(config, config.num_attention_heads)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = LunaLinear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -619,15 +682,70 @@ class LunaUnpackAttention(LunaAttention):
         plan: AttentionPlan,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self._should_absorb(plan):
+            return self._attend_absorbed(hidden_states, packed_context, plan.mask), None
         context, attention_weights = self.attend(hidden_states, packed_context, plan, **kwargs)
         return self.out_proj(context), attention_weights
+
+    def _should_absorb(self, plan: AttentionPlan) -> bool:
+        """Whether `_attend_absorbed` gives the same, and is faster.
+
+        It takes 2 l h d multiply-adds for each token, with h heads, instead of 2 d^2 + 2 l d. Up to half of them the
+        gain is more than what writing out the weights costs.
+        """
+        return (
+            2 * self.config.projection_length * self.config.num_attention_heads <= self.config.hidden_size
+            and self.config._attn_implementation == "sdpa"
+            and not (self.training and self.config.attention_probs_dropout_prob > 0.0)
+            and plan.queries is None
+            and is_plain_linear(self.q_proj)
+            and is_plain_linear(self.out_proj)
+        )
+
+    def _attend_absorbed(
+        self, hidden_states: torch.Tensor, packed_context: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The whole attention, with the projections of queries and output folded into the keys and values of P.
+
+        Args:
+            mask: (documents, 1, 1, l), True where a slot is used.
+        """
+        if self.config.tie_key_value:
+            keys = values = self.kv_proj(packed_context)
+        else:
+            keys, values = self.k_proj(packed_context), self.v_proj(packed_context)
+        keys, values = (states.unflatten(-1, (-1, self.head_dim)) for states in (keys * self.scaling, values))
+        # In the equations: batch, l, heads, head dimension e, hidden size d.
+        query_weight = self.q_proj.weight.unflatten(0, (-1, self.head_dim))
+        query_bias = self.q_proj.bias.unflatten(0, (-1, self.head_dim))
+        out_weight = self.out_proj.weight.unflatten(1, (-1, self.head_dim))
+        to_scores = torch.einsum("blhe,hed->bhld", keys, query_weight)
+        to_output = torch.einsum("blhe,dhe->bdhl", values, out_weight)
+
+        scores = linear_by_document(hidden_states, to_scores.flatten(1, 2)).unflatten(-1, to_scores.shape[1:3])
+        scores = scores + torch.einsum("blhe,he->bhl", keys, query_bias).unsqueeze(1)  # (batch, n, heads, l)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+        return linear_by_document(weights.flatten(2), to_output.flatten(2)) + self.out_proj.bias
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether the map is its weight and bias: no adapter, no hook, nothing that is gathered or loaded when called."""
+    return (
+        type(module) is LunaLinear
+        and not module._forward_pre_hooks
+        and not module._forward_hooks
+        and "forward" not in vars(module)
+        and is_plain_tensor(module.weight)
+    )
 
 
 class LunaMLP(nn.Module):
     def __init__(self, config: LunaConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = LunaLinear(config.hidden_size, config.intermediate_size)
+        self.fc2 = LunaLinear(config.intermediate_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
         self.activation_dropout = LunaDropout(config.activation_dropout)
 

@@ -8,6 +8,7 @@ import transformers
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs, PartialState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from common.allocator import keep_freed_memory
 from common.yaml_config import ConfigurationError
 from pretrain.batches import BatchPlan, BatchSizes
 from pretrain.configuration import PretrainConfig
@@ -63,6 +64,7 @@ def _refuse_under_deepspeed(config: PretrainConfig):
 
 def _prepare_for_cpu(world_size: int) -> list[InitProcessGroupKwargs]:
     """Make accelerate do on a CPU what it does on GPUs, instead of training each process alone or unsharded."""
+    keep_freed_memory()
     if _is_set("ACCELERATE_USE_DEEPSPEED"):
         os.environ["ACCELERATE_USE_CPU"] = "false"  # true would switch DeepSpeed off
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

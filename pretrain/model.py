@@ -3,6 +3,7 @@
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from common.compilation import compile_layers
 from common.yaml_config import ConfigurationError
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
@@ -46,6 +47,8 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
             model.activation_checkpointing_enable()
         else:
             model.gradient_checkpointing_enable()
+    if config.torch_compile:
+        compile_layers(model)
     return model
 
 

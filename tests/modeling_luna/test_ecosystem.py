@@ -74,7 +74,7 @@ def test_int8(wide_model: Callable, tmp_path: Path, model_class: type, fields: d
     expected, size = first_output(model, batch), stored_bytes(model, tmp_path / "float")
     word_embeddings = model.get_input_embeddings().weight.detach().clone()
     quantize_(model, INT8[kind]())
-    linears = [module for module in model.modules() if type(module) is nn.Linear]
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     assert len(linears) >= 14
     assert all(isinstance(module.weight, Int8Tensor) for module in linears)
     assert 0 < relative_error(first_output(model, batch), expected) < INT8_ERROR
