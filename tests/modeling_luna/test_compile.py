@@ -41,6 +41,13 @@ def empty_compiler_cache() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.fixture
+def padded_attention(monkeypatch: pytest.MonkeyPatch):
+    """An uncompiled model that pads documents for attention, as a compiled one does: slots that no token uses, which
+    hold no meaning, are then the same, too."""
+    monkeypatch.setattr(LunaModel, "_attends_by_document", lambda model, documents: False)
+
+
 class CountingBackend:
     """Runs graphs as they are, and keeps them."""
 
@@ -139,13 +146,13 @@ def test_marked_dimensions(tiny_model: Callable):
 
 @torch.no_grad()
 @pytest.mark.parametrize("implementation", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
-def test_one_graph_for_all_documents(tiny_model: Callable, implementation: str):
+def test_one_graph_for_all_documents(tiny_model: Callable, implementation: str, padded_attention):
     batches = [documents_of(lengths) for lengths in DOCUMENTS]
     assert_one_graph(tiny_model(attn_implementation=implementation), batches, dynamic=True)
 
 
 @torch.no_grad()
-def test_documents_with_positions_and_padding(tiny_model: Callable):
+def test_documents_with_positions_and_padding(tiny_model: Callable, padded_attention):
     batches = [documents_of(lengths) for lengths in DOCUMENTS]
     for lengths, batch in zip(DOCUMENTS, batches, strict=True):
         batch["position_ids"] = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0)
@@ -156,7 +163,7 @@ def test_documents_with_positions_and_padding(tiny_model: Callable):
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", some_slow(HEADS, ("packed_max",)))
-def test_one_graph_for_all_documents_in_heads(tiny_model: Callable, head: str):
+def test_one_graph_for_all_documents_in_heads(tiny_model: Callable, head: str, padded_attention):
     model_class, fields = HEADS[head]
     model = tiny_model(model_class, "sdpa", **fields)
     assert_one_graph(model, [documents_of(lengths) for lengths in DOCUMENTS], dynamic=True)
