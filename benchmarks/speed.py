@@ -85,7 +85,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     add("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"], help="autocast in training")
     add("--rows", nargs="+", choices=["full", "padded", "varlen"], default=["full"], help="see above (full)")
     add("--lengths_file", help="of documents, see above (log-normal)")
-    add("--compile", action="store_true", help="torch.compile the layers")
+    add("--compile", action="store_true", help="torch.compile layers, head and loss")
     add("--layers", type=positive, help="of a stack in the place of the whole model, see above")
     add("--layers_from", type=positive, default=1, metavar="N", help="for rows of N tokens and more")
     add("--rounds", type=positive, default=3, help="processes for each case (%(default)s)")

@@ -21,7 +21,7 @@ from benchmarks.limited_process import OUT_OF_MEMORY
 from benchmarks.speed_models import ModelName, count_parameters, new_config, new_model
 from benchmarks.speed_rows import Batch, document_lengths, new_batch
 from common.allocator import keep_freed_memory
-from common.compilation import compile_layers
+from common.compilation import compile_parts
 from common.flops import training_flops
 from common.hardware import peak_flops, peak_memory
 from modeling_luna import LunaConfig
@@ -47,7 +47,7 @@ class Case:
         dtype: `float32` or `bfloat16`: in training autocast over float32 weights, in inference the weights as well.
         rows: `full`; `padded`, documents of various lengths padded to n; `varlen`, the same without padding.
         lengths_file: their lengths, see `document_lengths`.
-        compile: whether `torch.compile` compiles the layers.
+        compile: whether `torch.compile` compiles the layers, the head and the loss.
         device: `cpu` or `cuda`.
         size: a key of `SIZES`.
         steps, seconds: as many steps are timed, or as many as begin within that time, but at least one. No warm-up
@@ -170,7 +170,7 @@ def training_step(case: Case, model: Any, batch: Batch) -> Callable[[Marks], tor
     model.to(case.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     if case.compile:
-        compile_layers(model)
+        compile_parts(model)
     inputs = dict(batch.inputs)
     if case.head:
         inputs["labels"] = batch.labels
@@ -197,7 +197,7 @@ def training_step(case: Case, model: Any, batch: Batch) -> Callable[[Marks], tor
 def inference_step(case: Case, model: Any, batch: Batch) -> Callable[[Marks], None]:
     model.to(case.device, getattr(torch, case.dtype)).eval()
     if case.compile:
-        compile_layers(model)
+        compile_parts(model)
 
     @torch.inference_mode()
     def step(marks: Marks):

@@ -119,7 +119,7 @@ class PretrainConfig:
     max_grad_norm: float = 1.0
     mixed_precision: str | None = None
     gradient_checkpointing: bool = False
-    torch_compile: bool = False  # the layers
+    torch_compile: bool = False  # layers, head and loss
     max_skipped_in_a_row: int = 10
 
     # A second set of weights, averaged at each `averaging_interval` steps from `averaging_start_step` on:

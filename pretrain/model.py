@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from common.compilation import compile_layers
+from common.compilation import compile_parts
 from common.yaml_config import ConfigurationError
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
@@ -48,7 +48,7 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
         else:
             model.gradient_checkpointing_enable()
     if config.torch_compile:
-        compile_layers(model)
+        compile_parts(model)
     return model
 
 
