@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -316,7 +317,7 @@ class AttentionPlan(NamedTuple):
         mask: what the implementation takes as a mask, over the states as they are laid out.
         queries, keys: ragged rows that are to be laid out; None where the states are left as they are, (batch, time).
         varlen: lays ragged rows out one after another, for flash attention, instead of padding them.
-        by_document: of `varlen` ones, each row is attended to by a call of its own instead.
+        by_document: lays them out so for `attention_by_document` instead.
     """
 
     mask: Any = None
@@ -391,7 +392,20 @@ def eager_attention_forward(
     return context.transpose(1, 2).contiguous(), attention_weights
 
 
-def sdpa_by_document(
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether `varlen_attn` takes states of this dtype, or of autocast's, on this device."""
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    return (
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and head_dim <= 256
+        and torch.version.cuda is not None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+def attention_by_document(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -400,16 +414,25 @@ def sdpa_by_document(
     scaling: float,
     cu_seq_lens_q: torch.Tensor,
     cu_seq_lens_k: torch.Tensor,
+    max_length_q: int,
+    max_length_k: int,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, None]:
-    """Attention without dropout of ragged rows, one after another as (1, heads, states, head_dim), on a CPU."""
+    """Attention without dropout of ragged rows, which lie one after another as (1, heads, states, head_dim).
+
+    A GPU does it in one kernel, a CPU with a call for each row.
+    """
+    if query.device.type != "cpu":
+        states = [heads.squeeze(0).transpose(0, 1) for heads in (query, key, value)]
+        context = varlen_attn(*states, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, scale=scaling)
+        return context.unsqueeze(0), None
     lengths_q, lengths_k = cu_seq_lens_q.diff().tolist(), cu_seq_lens_k.diff().tolist()
     rows = zip(query.split(lengths_q, dim=2), key.split(lengths_k, dim=2), value.split(lengths_k, dim=2), strict=True)
-    context = [
+    contexts = [
         nn.functional.scaled_dot_product_attention(*row, scale=scaling) if length else torch.zeros_like(row[0])
         for row, length in zip(rows, lengths_k, strict=True)
     ]
-    return torch.cat(context, dim=2).transpose(1, 2), None
+    return torch.cat(contexts, dim=2).transpose(1, 2), None
 
 
 class LunaEmbeddings(nn.Module):
@@ -647,10 +670,8 @@ class LunaAttention(nn.Module):
             value = self._split_heads(plan.arrange(self.v_proj(key_value_states), plan.keys))
 
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        attention_interface = (
-            sdpa_by_document if plan.by_document else self._attention_interface(dropout, query.device)
-        )
-        context, attention_weights = attention_interface(
+        interface = attention_by_document if plan.by_document else self._attention_interface(dropout, query.device)
+        context, attention_weights = interface(
             self,
             query,
             key,
@@ -1085,14 +1106,17 @@ class LunaModel(LunaPreTrainedModel):
         return LunaModelOutput(last_hidden_state=hidden_states, packed_last_hidden_state=packed)
 
     def _attends_by_document(self, documents: RaggedRows) -> bool:
-        """Whether a call for each document takes less than attention over padded ones."""
-        return (
-            self.config._attn_implementation == "sdpa"
-            and documents.cu_seq_lens.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-            and not (self.training and self.config.attention_probs_dropout_prob > 0.0)
-            and documents.mask.numel() > 1.25 * documents.places.numel()
-        )
+        """Whether `attention_by_document` can take the place of sdpa over padded documents, and is faster."""
+        if (
+            self.config._attn_implementation != "sdpa"
+            or torch.compiler.is_compiling()
+            or (self.training and self.config.attention_probs_dropout_prob > 0.0)
+        ):
+            return False
+        if documents.mask.device.type == "cpu":
+            return documents.mask.numel() > 1.25 * documents.places.numel()
+        fewest_heads = min(self.config.num_attention_heads, self.config.num_pack_attention_heads or sys.maxsize)
+        return has_varlen_kernel(documents.mask.device, self.dtype, self.config.hidden_size // fewest_heads)
 
     def _plan_attention(
         self,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from rows import LENGTHS, VARIANTS, padded, random_rows
 
-from modeling_luna import LunaForMaskedLM
+from common.compilation import compile_parts
+from modeling_luna import LunaForMaskedLM, modeling_luna
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -79,3 +80,46 @@ def test_compiled_model_gives_the_same(tiny_model: Callable, layout: str):
     expected = model.cuda()(**inputs).loss
     found = torch.compile(model, fullgraph=True)(**inputs).loss
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("heads", [{}, {"num_pack_attention_heads": 2}])
+def test_documents_without_padding(tiny_model: Callable, heads: dict, monkeypatch: pytest.MonkeyPatch):
+    """In half precision the documents of a row are attended to without being padded."""
+    calls = []
+    kernel = modeling_luna.varlen_attn
+
+    def counted(*inputs, **kwargs) -> torch.Tensor:
+        calls.append(inputs)
+        return kernel(*inputs, **kwargs)
+
+    monkeypatch.setattr(modeling_luna, "varlen_attn", counted)
+    model = tiny_model(LunaForMaskedLM, "sdpa", hidden_size=64, **heads)
+    expected, expected_gradients = loss_and_gradients(model, batch("documents"), "cpu")
+    with torch.autocast("cuda", torch.bfloat16):
+        found, gradients = loss_and_gradients(model, batch("documents"), "cuda")
+    assert len(calls) == 4
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.02)
+    for name, gradient in gradients.items():
+        error = (gradient - expected_gradients[name]).norm() / expected_gradients[name].norm().clamp(min=1e-3)
+        assert error < 0.1, name
+
+
+@pytest.mark.parametrize("vocab_size", [53, 64])
+def test_logits_of_any_vocabulary_in_training(tiny_model: Callable, vocab_size: int):
+    model = tiny_model(LunaForMaskedLM, "sdpa", vocab_size=vocab_size).train()
+    expected = loss_and_gradients(model, batch("right"), "cpu")
+    found = loss_and_gradients(model, batch("right"), "cuda")
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    inputs = {name: value.cuda() for name, value in batch("right").items()}
+    assert model(**inputs).logits.shape[-1] == vocab_size
+
+
+@pytest.mark.parametrize("slots", [3, 6])
+def test_parts_are_compiled(tiny_model: Callable, slots: int):
+    """With 3 slots the projections are absorbed."""
+    model = tiny_model(LunaForMaskedLM, "sdpa", projection_length=slots)
+    for layout in LAYOUTS:
+        expected = loss_and_gradients(model, batch(layout), "cuda")
+        compiled = tiny_model(LunaForMaskedLM, "sdpa", projection_length=slots)
+        compile_parts(compiled)
+        torch.testing.assert_close(loss_and_gradients(compiled, batch(layout), "cuda"), expected, atol=1e-4, rtol=1e-3)
