@@ -57,7 +57,7 @@ QUICK_RECORDS = Path("runs/speed")
 LUNAS = ["luna-16", "luna-64", "luna-128", "luna-256"]
 PEERS = ["roberta", "modernbert", "nystromformer", "bigbird", "longformer", "fnet"]
 LENGTHS = [128, 512, 2048, 8192, 32768]
-TOKENS = {"cpu": 8192, "cuda": 32768}
+TOKENS = {"cpu": 8192, "cuda": 65536}
 QUICK = {
     "models": ["luna-128", "roberta", "modernbert"],
     "lengths": [512, 2048, 8192],
@@ -78,7 +78,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     add("--quick", action="store_true", help="about four minutes on two cores; other options change it")
     add("--models", nargs="+", help="such as luna-64 roberta modernbert+flash (all; +flash with flash-attn alone)")
     add("--lengths", nargs="+", type=positive, default=LENGTHS, metavar="N", help="tokens a row (%(default)s)")
-    add("--tokens", type=positive, help="a batch, but at least one row (8192 on a CPU, 32768 on a GPU)")
+    add("--tokens", type=positive, help="a batch, but at least one row (8192 on a CPU, 65536 on a GPU)")
     add("--tasks", nargs="+", choices=["training", "inference"], default=["training"])
     add("--no_head", dest="head", action="store_false", help="without the masked-LM head")
     add("--dropout", nargs="+", type=float, default=[0.0], help="everywhere where a model has one (0)")
