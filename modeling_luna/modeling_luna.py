@@ -392,14 +392,14 @@ def eager_attention_forward(
     return context.transpose(1, 2).contiguous(), attention_weights
 
 
-def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether `varlen_attn` takes states of this dtype, or of autocast's, on this device."""
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dims: set[int]) -> bool:
+    """Whether `varlen_attn` takes heads of these sizes, of this dtype or of autocast's, on this device."""
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     return (
         device.type == "cuda"
         and dtype in (torch.float16, torch.bfloat16)
-        and head_dim <= 256
+        and all(head_dim <= 256 and head_dim % 8 == 0 for head_dim in head_dims)
         and torch.version.cuda is not None
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
@@ -1115,8 +1115,9 @@ class LunaModel(LunaPreTrainedModel):
             return False
         if documents.mask.device.type == "cpu":
             return documents.mask.numel() > 1.25 * documents.places.numel()
-        fewest_heads = min(self.config.num_attention_heads, self.config.num_pack_attention_heads or sys.maxsize)
-        return has_varlen_kernel(documents.mask.device, self.dtype, self.config.hidden_size // fewest_heads)
+        attentions = (module for module in self.modules() if isinstance(module, LunaAttention))
+        head_dims = {attention.head_dim for attention in attentions}
+        return has_varlen_kernel(documents.mask.device, self.dtype, head_dims)
 
     def _plan_attention(
         self,
@@ -1213,6 +1214,7 @@ class LunaLMHead(nn.Module):
 
     def __init__(self, config: LunaConfig):
         super().__init__()
+        self.config = config
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -1220,11 +1222,12 @@ class LunaLMHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.layer_norm(self.activation(self.dense(hidden_states)))
-        weight, bias = self.decoder.weight, self.decoder.bias
-        padding = -weight.shape[0] % TENSOR_CORE_MULTIPLE
-        if padding == 0 or not self.training or weight.device.type != "cuda" or not is_plain_linear(self.decoder):
+        padding = -self.config.vocab_size % TENSOR_CORE_MULTIPLE
+        on_gpu = hidden_states.device.type == "cuda"
+        if padding == 0 or not on_gpu or not self.training or not is_plain_linear(self.decoder):
             return self.decoder(hidden_states)
-        weight, bias = nn.functional.pad(weight, (0, 0, 0, padding)), nn.functional.pad(bias, (0, padding))
+        weight = nn.functional.pad(self.decoder.weight, (0, 0, 0, padding))
+        bias = nn.functional.pad(self.decoder.bias, (0, padding))
         return nn.functional.linear(hidden_states, weight, bias)[..., :-padding]
 
 

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
-from modeling_luna.modeling_luna import LunaMLP
+from modeling_luna.modeling_luna import LunaLayer, LunaLMHead, LunaMLP
 from pretrain.data.packed_data import PackedRows
 from pretrain.optimizers import build_optimizer
 from pretrain.prepare import prepare
@@ -107,6 +107,25 @@ def test_gradient_checkpointing_does_not_change_the_curve(
     metrics = train(build_config(tmp_path / "run", model=DROPOUT, max_steps=8, gradient_checkpointing=True))
     assert calls - calls_without == 2 * calls_without  # once more in each backward pass
     assert_same_curve(metrics, expected, 1e-6)
+
+
+@pytest.mark.slow  # compiling takes half a minute
+def test_compiling_does_not_change_the_curve(
+    build_config: Callable, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    compile_module = nn.Module.compile
+    compiled = []
+
+    def noted(module: nn.Module):
+        compiled.append(type(module))
+        compile_module(module)
+
+    monkeypatch.setattr(nn.Module, "compile", noted)
+    expected = train(build_config(tmp_path / "plain", max_steps=6))
+    assert not compiled
+    metrics = train(build_config(tmp_path / "run", max_steps=6, torch_compile=True))
+    assert compiled == [LunaLayer, LunaLayer, LunaLMHead]
+    assert_same_curve(metrics, expected, 1e-5)
 
 
 def test_bfloat16_is_near_float32(reference: list[dict], curve_config: Callable, train: Callable, tmp_path: Path):
