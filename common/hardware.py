@@ -47,7 +47,7 @@ PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
     (r"\bMI210\b", (181, None, 45.3)),
     (r"\bMI100\b", (92.3, None, 46.1)),
 )
-PRODUCT_SIZE = 1024  # rows and columns of the matrices whose product is timed
+PRODUCT_SIZE = 2048  # rows and columns of the matrices whose product is timed
 
 
 def describe_hardware(accelerator: Accelerator) -> str:
