@@ -212,7 +212,7 @@ def spread(settings: list[Setting]) -> list[float]:
     return shares
 
 
-def report_text(record: Record, pictures: list[str]) -> str:
+def report_text(record: Record, pictures: list[str | None]) -> str:
     settings = collect_settings(record)
     parts = [f"# Speed, {record.made_by['date']}"]
     parts.append("\n".join(f"- {key}: {value}" for key, value in record.made_by.items() if key != "date"))
@@ -224,7 +224,7 @@ def report_text(record: Record, pictures: list[str]) -> str:
         parts.append(table(setting, "peak memory, GiB", setting.models, _show_memory))
         peaks = peak_table(setting, record)
         parts += [peaks] if peaks else []
-        parts.append(f"![Tokens per second and peak memory over n]({picture})")
+        parts += [f"![Tokens per second and peak memory over n]({picture})"] if picture else []
     if len(settings) > 1:
         parts.append("## Settings compared")
         lunas = dict.fromkeys(luna for setting in settings for luna in setting.lunas)
@@ -288,12 +288,17 @@ def draw_setting(setting: Setting, output: Path):
 
 
 def write_report(record: Record) -> Path:
-    """Write the tables (RECORD.md) and a picture of each setting (RECORD-SETTING.png) beside a record."""
-    pictures = []
+    """Write the tables (RECORD.md) beside a record, and a picture of each setting that was measured at two lengths or
+    more (RECORD-SETTING.png)."""
+    pictures: list[str | None] = []
     for setting in collect_settings(record):
+        if len(setting.lengths) < 2:
+            pictures.append(None)
+            continue
         slug = re.sub("[^a-z0-9.]+", "-", setting.title.lower()).strip("-")
-        pictures.append(f"{record.path.stem}-{slug}.png")
-        draw_setting(setting, record.path.with_name(pictures[-1]))
+        picture = f"{record.path.stem}-{slug}.png"
+        draw_setting(setting, record.path.with_name(picture))
+        pictures.append(picture)
     output = record.path.with_suffix(".md")
     write_text(output, report_text(record, pictures))
     return output
