@@ -310,6 +310,26 @@ def check_cu_seq_lens(cu_seq_lens: torch.Tensor, num_tokens: int):
         )
 
 
+def pair_rows(tokens: RaggedRows, num_slots: int, slot_mask: torch.Tensor | None) -> tuple[RaggedRows, RaggedRows]:
+    """Ragged rows of tokens and of slots of which the k-th of the ones attends to the k-th of the others.
+
+    Each document gives two pairs: its tokens and the slots that it uses, and no tokens and the slots that it does not
+    use. So all slots stay where they are, and a GPU need not be waited for to know how many are used.
+
+    Args:
+        tokens: of the documents.
+        slot_mask: (documents, l), False at slots that are not used; None where all are.
+    """
+    lengths = tokens.cu_seq_lens.diff()
+    used = torch.full_like(lengths, num_slots) if slot_mask is None else slot_mask.sum(dim=1)
+    token_bounds, slot_bounds = (
+        nn.functional.pad(torch.stack(pair, dim=1).flatten().cumsum(dim=0), (1, 0))
+        for pair in ((lengths, torch.zeros_like(lengths)), (used, num_slots - used))
+    )
+    slots = RaggedRows.build((len(lengths), num_slots), None, slot_bounds, num_slots)
+    return tokens._replace(cu_seq_lens=token_bounds), slots
+
+
 class AttentionPlan(NamedTuple):
     """How the states of queries and keys are laid out for the attention implementation.
 
@@ -394,11 +414,12 @@ def eager_attention_forward(
 
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dims: set[int]) -> bool:
     """Whether `varlen_attn` takes heads of these sizes, of this dtype or of autocast's, on this device."""
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
+    if device.type != "cuda":
+        return False
+    if torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
     return (
-        device.type == "cuda"
-        and dtype in (torch.float16, torch.bfloat16)
+        dtype in (torch.float16, torch.bfloat16)
         and all(head_dim <= 256 and head_dim % 8 == 0 for head_dim in head_dims)
         and torch.version.cuda is not None
         and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -429,8 +450,9 @@ def attention_by_document(
     lengths_q, lengths_k = cu_seq_lens_q.diff().tolist(), cu_seq_lens_k.diff().tolist()
     rows = zip(query.split(lengths_q, dim=2), key.split(lengths_k, dim=2), value.split(lengths_k, dim=2), strict=True)
     contexts = [
-        nn.functional.scaled_dot_product_attention(*row, scale=scaling) if length else torch.zeros_like(row[0])
-        for row, length in zip(rows, lengths_k, strict=True)
+        nn.functional.scaled_dot_product_attention(*row, scale=scaling) if keys else torch.zeros_like(row[0])
+        for row, queries, keys in zip(rows, lengths_q, lengths_k, strict=True)
+        if queries
     ]
     return torch.cat(contexts, dim=2).transpose(1, 2), None
 
@@ -1133,7 +1155,7 @@ class LunaModel(LunaPreTrainedModel):
         if flash or by_document:
             # Transformers would unpad the queries with the mask of the keys.
             tokens = RaggedRows.from_mask(attention_mask) if documents is None else documents
-            slots = RaggedRows.from_mask(packed.new_ones(packed.shape[:2]).bool() if slot_mask is None else slot_mask)
+            tokens, slots = pair_rows(tokens, packed.shape[1], slot_mask)
             return (
                 AttentionPlan(None, slots, tokens, varlen=True, by_document=by_document),
                 AttentionPlan(None, tokens, slots, varlen=True, by_document=by_document),

@@ -12,7 +12,7 @@ import torch
 from accelerate import DistributedType
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modeling_luna import LunaConfig, LunaForMaskedLM
+from modeling_luna import LunaConfig, LunaForMaskedLM, modeling_luna
 from pretrain import training
 from pretrain.device_totals import DeviceTotals
 from pretrain.metrics import read_metrics
@@ -172,6 +172,21 @@ def test_step_on_a_device_without_values(build_config: Callable, tmp_path: Path,
     result = optimizer_step(DeviceOfNoValues(), model, optimizer, batches, 1.0, stop=True, count_correct=True)
     assert seen == ["meta"]
     assert {tensor.device.type for tensor in vars(result).values()} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", ["documents", "padded documents"])
+def test_step_by_the_varlen_kernel(build_config: Callable, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+    """As on a GPU in half precision."""
+    calls = []
+
+    def kernel(query, key, value, *arguments, **options):
+        calls.append(arguments)
+        return query * key.mean() * value.mean()
+
+    monkeypatch.setattr(modeling_luna, "has_varlen_kernel", lambda *_: True)
+    monkeypatch.setattr(modeling_luna, "varlen_attn", kernel)
+    test_step_on_a_device_without_values(build_config, tmp_path, {"sparse_prediction": True}, kind, "sdpa")
+    assert len(calls) == 2 * 2 * 2  # batches, layers, pack and unpack
 
 
 @pytest.fixture
