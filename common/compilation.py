@@ -9,7 +9,7 @@ def compile_parts(model: PreTrainedModel):
     """Compile the layers, the head and the loss of a model, each when it is first called.
 
     All layers share what is compiled, so that this takes about as long as for one of them. Names of parameters stay as
-    they are.
+    they are, but the model can no longer be pickled (`save_pretrained` works).
     """
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):

@@ -373,12 +373,17 @@ def apply_dropout(states: torch.Tensor, p: float, training: bool) -> torch.Tenso
     torch draws one random number a value there, and one after the other. Four values share a draw of 64 bits here, so
     that `p` is rounded to a multiple of 2**-16, and NumPy's generator, seeded by torch's, takes half the time of it.
     """
-    threshold = round(p * 2**16)
+    threshold, count = round(p * 2**16), states.numel()
     if not training or p == 0.0:
         return states
-    if states.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < threshold < 2**16:
+    if (
+        states.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or not is_plain_tensor(states)
+        or count == 0
+        or not 0 < threshold < 2**16
+    ):
         return nn.functional.dropout(states, p, training)
-    count = states.numel()
     generator = numpy.random.Generator(numpy.random.SFC64(int(torch.randint(2**63 - 1, ()))))
     draws = generator.integers(-(2**63), 2**63, (count + 3) // 4, dtype=numpy.int64)
     kept = torch.from_numpy(draws).view(torch.int16)[:count].view(states.shape) >= threshold - 2**15
@@ -645,7 +650,7 @@ def prefers_onednn(states: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def is_plain_tensor(weight: torch.Tensor) -> bool:
-    """Not a part of a tensor that is spread over devices, nor a quantised one."""
+    """Not a part of a tensor that is spread over devices, nor a quantised one, nor one without values."""
     return type(weight) in (torch.Tensor, nn.Parameter)
 
 
@@ -757,19 +762,22 @@ class LunaUnpackAttention(LunaAttention):
         plan: AttentionPlan,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self._should_absorb(plan):
+        if self._should_absorb(hidden_states, plan):
             return self._attend_absorbed(hidden_states, packed_context, plan.mask), None
         context, attention_weights = self.attend(hidden_states, packed_context, plan, **kwargs)
         return self.out_proj(context), attention_weights
 
-    def _should_absorb(self, plan: AttentionPlan) -> bool:
+    def _should_absorb(self, hidden_states: torch.Tensor, plan: AttentionPlan) -> bool:
         """Whether `_attend_absorbed` gives the same, and is faster.
 
         It takes 2 l h d multiply-adds for each token, with h heads, instead of 2 d^2 + 2 l d. Up to half of them the
-        gain is more than what writing out the weights costs.
+        gain is more than what writing out the weights costs. For short rows the folded maps, 2 l h d numbers a row,
+        would take more memory than the states.
         """
+        num_weights = self.config.projection_length * self.config.num_attention_heads  # of a token
         return (
-            2 * self.config.projection_length * self.config.num_attention_heads <= self.config.hidden_size
+            2 * num_weights <= self.config.hidden_size
+            and (torch.compiler.is_compiling() or hidden_states.shape[1] >= num_weights)
             and self.config._attn_implementation == "sdpa"
             and not (self.training and self.config.attention_probs_dropout_prob > 0.0)
             and plan.queries is None
@@ -798,19 +806,21 @@ class LunaUnpackAttention(LunaAttention):
         to_output = torch.einsum("blhe,dhe->bdhl", values, out_weight)
 
         scores = linear_by_document(hidden_states, to_scores.flatten(1, 2)).unflatten(-1, to_scores.shape[1:3])
-        scores = scores + torch.einsum("blhe,he->bhl", keys, query_bias).unsqueeze(1)  # (batch, n, heads, l)
+        bias = torch.einsum("blhe,he->bhl", keys, query_bias).unsqueeze(1)
+        scores = scores + bias.to(scores.dtype)  # (batch, n, heads, l)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
-        return linear_by_document(weights.flatten(2), to_output.flatten(2)) + self.out_proj.bias
+        weights = nn.functional.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        output = linear_by_document(weights.to(scores.dtype).flatten(2), to_output.flatten(2))
+        return output + self.out_proj.bias.to(output.dtype)
 
 
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether the map is its weight and bias: no adapter, no hook, nothing that is gathered or loaded when called."""
     return (
         type(module) in (nn.Linear, LunaLinear)
-        and not module._forward_pre_hooks
-        and not module._forward_hooks
+        and not (module._forward_pre_hooks or module._forward_hooks)
+        and not (module._backward_pre_hooks or module._backward_hooks)
         and "forward" not in vars(module)
         and is_plain_tensor(module.weight)
     )
@@ -1129,17 +1139,20 @@ class LunaModel(LunaPreTrainedModel):
 
     def _attends_by_document(self, documents: RaggedRows) -> bool:
         """Whether `attention_by_document` can take the place of sdpa over padded documents, and is faster."""
+        attentions = [module for module in self.modules() if isinstance(module, LunaAttention)]
+        trained = any(attention.training for attention in attentions)
         if (
             self.config._attn_implementation != "sdpa"
             or torch.compiler.is_compiling()
-            or (self.training and self.config.attention_probs_dropout_prob > 0.0)
+            or (trained and self.config.attention_probs_dropout_prob > 0.0)
         ):
             return False
-        if documents.mask.device.type == "cpu":
-            return documents.mask.numel() > 1.25 * documents.places.numel()
-        attentions = (module for module in self.modules() if isinstance(module, LunaAttention))
-        head_dims = {attention.head_dim for attention in attentions}
-        return has_varlen_kernel(documents.mask.device, self.dtype, head_dims)
+        if documents.mask.device.type != "cpu":
+            head_dims = {attention.head_dim for attention in attentions}
+            return has_varlen_kernel(documents.mask.device, self.dtype, head_dims)
+        if any(layer._compiled_call_impl is not None for layer in self.layers):  # each number of documents is compiled
+            return False
+        return 0 < 1.25 * documents.places.numel() < documents.mask.numel()
 
     def _plan_attention(
         self,

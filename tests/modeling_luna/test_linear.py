@@ -16,6 +16,7 @@ from modeling_luna.modeling_luna import LunaLinear, LunaUnpackAttention, linear,
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 LARGE = (512, 512)  # of so many states this is a product of the size from which on oneDNN is faster
 ABSORBING = {"projection_length": 3}
+LONG_ROW = random_rows((12,))[0].unsqueeze(0)  # from as many tokens as slots times heads on
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_which_cpus_are_meant(processor: str, capability: str, monkeypatch: pyte
 
 
 def loss_and_gradients(model: LunaForMaskedLM) -> list[torch.Tensor]:
-    input_ids, mask = padded(random_rows())
+    input_ids, mask = padded(random_rows(), extra=4)
     labels = input_ids.masked_fill(mask == 0, -100)
     loss = model(input_ids, attention_mask=mask, labels=labels).loss
     return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
@@ -130,8 +131,41 @@ def test_absorbed_projections(fields: dict, tiny_model: Callable, monkeypatch: p
 def test_absorbed_where_it_is_faster(slots: int, absorbs: bool, tiny_model: Callable, monkeypatch: pytest.MonkeyPatch):
     """24 dimensions and 4 heads."""
     calls = count_absorbed(monkeypatch)
-    tiny_model(attn_implementation="sdpa", projection_length=slots)(random_rows()[-1].unsqueeze(0))
+    tiny_model(attn_implementation="sdpa", projection_length=slots)(LONG_ROW)
     assert bool(calls) == absorbs
+
+
+def test_short_rows_are_not_absorbed(tiny_model: Callable, monkeypatch: pytest.MonkeyPatch):
+    calls = count_absorbed(monkeypatch)
+    tiny_model(attn_implementation="sdpa", **ABSORBING)(LONG_ROW[:, :-1])
+    assert not calls
+
+
+@pytest.mark.parametrize("kind", ["full_backward_hook", "full_backward_pre_hook"])
+@pytest.mark.parametrize("name", ["q_proj", "out_proj"])
+def test_a_backward_hook_is_called(name: str, kind: str, tiny_model: Callable):
+    model: LunaModel = tiny_model(attn_implementation="sdpa", **ABSORBING)
+    calls = []
+    getattr(getattr(model.layers[0].unpack_attention, name), f"register_{kind}")(lambda *inputs: calls.append(inputs))
+    model(LONG_ROW).last_hidden_state.sum().backward()
+    assert len(calls) == 1
+
+
+def test_absorbed_in_other_precisions(tiny_model: Callable):
+    """float64 keeps its precision, and autocast its dtype."""
+    states = [
+        tiny_model(attn_implementation=implementation, **ABSORBING).double()(LONG_ROW).last_hidden_state
+        for implementation in ("sdpa", "eager")
+    ]
+    torch.testing.assert_close(*states, atol=1e-6, rtol=1e-6)
+    model: LunaModel = tiny_model(attn_implementation="sdpa", normalize_before=True, **ABSORBING)
+    dtypes = []
+    model.layers[0].unpack_attention.register_forward_hook(
+        lambda module, inputs, output: dtypes.append(output[0].dtype)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        model(LONG_ROW)
+    assert dtypes == [torch.bfloat16]
 
 
 def doubled(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
@@ -144,7 +178,7 @@ def test_a_hook_is_not_passed_over(name: str, tiny_model: Callable):
     for implementation in ("eager", "sdpa"):
         model: LunaModel = tiny_model(attn_implementation=implementation, **ABSORBING)
         getattr(model.layers[0].unpack_attention, name).register_forward_hook(doubled)
-        outputs.append(model(random_rows()[-1].unsqueeze(0)).last_hidden_state)
+        outputs.append(model(LONG_ROW).last_hidden_state)
     torch.testing.assert_close(*outputs, **TOLERANCE)
 
 
@@ -165,14 +199,14 @@ def test_a_map_in_the_place_of_another_is_called(name: str, tiny_model: Callable
         setattr(model.layers[0].unpack_attention, name, replaced)
         second = getattr(model.layers[1].unpack_attention, name)
         second.forward = lambda states, forward=second.forward: -forward(states)
-        outputs.append(model(random_rows()[-1].unsqueeze(0)).last_hidden_state)
+        outputs.append(model(LONG_ROW).last_hidden_state)
     torch.testing.assert_close(*outputs, **TOLERANCE)
 
 
 def test_dropout_of_the_weights_is_not_passed_over(tiny_model: Callable, monkeypatch: pytest.MonkeyPatch):
     calls = count_absorbed(monkeypatch)
     model = tiny_model(attn_implementation="sdpa", attention_probs_dropout_prob=0.5, **ABSORBING)
-    model.train()(random_rows()[-1].unsqueeze(0))
+    model.train()(LONG_ROW)
     assert not calls
-    model.eval()(random_rows()[-1].unsqueeze(0))
+    model.eval()(LONG_ROW)
     assert len(calls) == 2
