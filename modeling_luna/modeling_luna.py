@@ -697,7 +697,7 @@ class LunaAttention(nn.Module):
             value = self._split_heads(plan.arrange(self.v_proj(key_value_states), plan.keys))
 
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        interface = attention_by_document if plan.by_document else self._attention_interface(dropout, query.device)
+        interface = attention_by_document if plan.by_document else self._attention_interface(dropout, query)
         context, attention_weights = interface(
             self,
             query,
@@ -715,10 +715,11 @@ class LunaAttention(nn.Module):
         num_heads = states.shape[-1] // self.head_dim  # fewer on each device under tensor parallelism
         return states.unflatten(-1, (num_heads, self.head_dim)).transpose(1, 2)  # (batch, heads, time, head_dim)
 
-    def _attention_interface(self, dropout: float, device: torch.device) -> Callable:
+    def _attention_interface(self, dropout: float, query: torch.Tensor) -> Callable:
         implementation = self.config._attn_implementation
-        if implementation == "sdpa" and dropout > 0.0 and device.type == "cpu":
-            # torch has no fused kernel for this; Luna's small maps are cheaper written out with the faster dropout.
+        # torch's kernel for CPUs has no dropout, and is slow in bfloat16: Luna's small maps are cheaper written out.
+        written_out = query.device.type == "cpu" and (dropout > 0.0 or query.dtype == torch.bfloat16)
+        if implementation == "sdpa" and written_out:
             return eager_attention_forward
         return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 
