@@ -620,8 +620,8 @@ def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         return nn.functional.linear(states, weight, bias)
     rows = states.reshape(-1, states.shape[-1])
     num_rows = rows.shape[0]
-    if num_rows % 2:  # the gradient of the weight takes half as long again for an odd number
-        rows = nn.functional.pad(rows, (0, 0, 0, 1))
+    if num_rows % 4:  # the gradient of the weight would take up to four times as long
+        rows = nn.functional.pad(rows, (0, 0, 0, -num_rows % 4))
     # Read as an image (1, in_features, 1, rows) with the channels last, which copies nothing.
     image = nn.functional.conv2d(rows[None, None].permute(0, 3, 1, 2), weight[:, :, None, None], bias)
     rows = image.permute(0, 2, 3, 1).flatten(0, 2)
@@ -1251,10 +1251,10 @@ class LunaLMHead(nn.Module):
     def __init__(self, config: LunaConfig):
         super().__init__()
         self.config = config
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = LunaLinear(config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = LunaLinear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.layer_norm(self.activation(self.dense(hidden_states)))
