@@ -151,7 +151,8 @@ def parse(key: str, texts: list[str], hint: Any) -> object:
             value = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise ConfigurationError(f"--{key}: {text!r} is not YAML: {getattr(error, 'problem', error)}.") from error
-        values.append(text if str in _choices(hint) and isinstance(value, bool | int | float) else value)
+        typed_as_text = isinstance(value, bool | int | float) and type(value) not in _choices(hint)
+        values.append(text if typed_as_text and str in _choices(hint) else value)
     return values[0] if len(values) == 1 else values
 
 

@@ -24,9 +24,11 @@ CHOICES = {
     "lr_scheduler_type": ("linear", "cosine", "trapezoidal"),
     "optimizer": ("adamw", "stable_adamw"),
     "mixed_precision": (None, "no", "bf16"),
+    "gradient_checkpointing": (False, True, "selective"),
     "weight_averaging": (None, "exponential", "stage"),
     "on_bad_checkpoint": ("error", "previous"),
 }
+YAML_NAMES: dict[Any, str] = {None: "null", False: "false", True: "true"}
 # The length of a run, of its warm-up and of its decay in each unit.
 LENGTH_KEYS = {
     "steps": ("max_steps", "warmup_steps", "decay_steps"),
@@ -118,7 +120,7 @@ class PretrainConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     mixed_precision: str | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | str = False  # or "selective": of all but products with weights and fused attention
     torch_compile: bool = False  # layers, head and loss
     max_skipped_in_a_row: int = 10
 
@@ -279,7 +281,7 @@ class PretrainConfig:
         self._require("packing", self.packing in PACKINGS, f"must be one of {PACKINGS}")
         self._require("on_bad_record", self.on_bad_record in ON_BAD_RECORD, f"must be one of {ON_BAD_RECORD}")
         for key, choices in CHOICES.items():
-            words = ", ".join("null" if choice is None else repr(choice) for choice in choices)
+            words = ", ".join(YAML_NAMES.get(choice, repr(choice)) for choice in choices)
             self._require(key, getattr(self, key) in choices, f"must be one of {words}")
         self._require("mean_span_length", 1 <= self.mean_span_length <= 5, "must lie between 1 and 5")
         self._require(

@@ -3,6 +3,7 @@
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from common.checkpointing import enable_checkpointing
 from common.compilation import compile_parts
 from common.yaml_config import ConfigurationError
 from modeling_luna import LunaConfig, LunaForMaskedLM
@@ -43,10 +44,7 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
     if not isinstance(model, LunaForMaskedLM):
         check_length(model, config.max_length)
     if config.gradient_checkpointing:
-        if isinstance(model, LunaForMaskedLM):
-            model.activation_checkpointing_enable()
-        else:
-            model.gradient_checkpointing_enable()
+        enable_checkpointing(model, selective=config.gradient_checkpointing == "selective")
     if config.torch_compile:
         compile_parts(model)
     return model

@@ -90,8 +90,9 @@ def test_two_processes_do_not_change_the_curve(
     assert_same_curve(read_metrics(run), reference, 1e-4)
 
 
+@pytest.mark.parametrize("kind", [True, "selective"])
 def test_gradient_checkpointing_does_not_change_the_curve(
-    build_config: Callable, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: bool | str, build_config: Callable, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     forward = LunaMLP.forward
     calls = 0
@@ -104,7 +105,7 @@ def test_gradient_checkpointing_does_not_change_the_curve(
     monkeypatch.setattr(LunaMLP, "forward", counted)
     expected = train(build_config(tmp_path / "plain", model=DROPOUT, max_steps=8))
     calls_without = calls
-    metrics = train(build_config(tmp_path / "run", model=DROPOUT, max_steps=8, gradient_checkpointing=True))
+    metrics = train(build_config(tmp_path / "run", model=DROPOUT, max_steps=8, gradient_checkpointing=kind))
     assert calls - calls_without == 2 * calls_without  # once more in each backward pass
     assert_same_curve(metrics, expected, 1e-6)
 
