@@ -43,7 +43,7 @@ def start_accelerator(config: PretrainConfig) -> Accelerator:
                 "a file of configs/accelerate/ with at least two processes."
             )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        _refuse_under_deepspeed(config)
+        _refuse_under_deepspeed(config, accelerator.state.deepspeed_plugin.zero_stage)
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ConfigurationError(
             f"The launcher asks for mixed_precision {accelerator.mixed_precision}: only bf16 and no are supported."
@@ -51,8 +51,14 @@ def start_accelerator(config: PretrainConfig) -> Accelerator:
     return accelerator
 
 
-def _refuse_under_deepspeed(config: PretrainConfig):
-    """What needs whole parameters, which ZeRO flattens and partitions."""
+def _refuse_under_deepspeed(config: PretrainConfig, zero_stage: int):
+    """What needs whole parameters, which ZeRO flattens and partitions, or linear maps as torch has them."""
+    if zero_stage == 3 and config.gradient_checkpointing == "selective":
+        # Its linear maps add the bias to a result that is kept, where torch does not see it, and then once more.
+        raise ConfigurationError(
+            "gradient_checkpointing: selective goes wrong with the linear maps of DeepSpeed's ZeRO-3: give true, or "
+            "launch with configs/accelerate/fsdp2.yaml, which shards the model, too."
+        )
     able = {"optimizer": "adamw", "weight_averaging": None}
     refused = [f"{key} {getattr(config, key)}" for key, value in able.items() if getattr(config, key) != value]
     if refused:

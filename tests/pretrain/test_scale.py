@@ -161,6 +161,21 @@ def test_deepspeed_refuses_what_needs_whole_parameters(launch: Callable, tmp_pat
         launch("zero1", tmp_path / "run", optimizer="stable_adamw", weight_averaging="stage")
 
 
+@needs_deepspeed
+def test_zero3_refuses_selective_checkpointing(launch: Callable, tmp_path: Path):
+    with pytest.raises(AssertionError, match="selective goes wrong with the linear maps of DeepSpeed's ZeRO-3"):
+        launch("zero3", tmp_path / "run", gradient_checkpointing="selective")
+
+
+@pytest.mark.parametrize("mode", ["fsdp2", pytest.param("zero2", marks=needs_deepspeed)])
+def test_selective_checkpointing_does_not_change_the_curve(
+    launch: Callable, one_process: tuple[Path, dict], tmp_path: Path, mode: str
+):
+    curves = launch(mode, tmp_path / "run", gradient_checkpointing="selective")
+    for key, expected in one_process[1].items():
+        assert curves[key] == pytest.approx(expected, rel=1e-4, abs=0)
+
+
 @pytest.mark.parametrize("mode", ["cpu_2_processes", pytest.param("zero2", marks=needs_deepspeed)])
 def test_resuming_is_exact_with_dropout(launch: Callable, tmp_path: Path, mode: str):
     curves = launch(mode, tmp_path / "run", model=DROPOUT)
