@@ -9,7 +9,7 @@ Every measurement is a process of its own, which makes the model, takes steps th
 On a CPU with glibc it keeps the memory that it has freed (`common/allocator.py`), whatever the model. Models take
 turns, and all of them come again in each round, so that a busy minute does not hit one of them alone; medians over all
 steps of all rounds are shown. A process that needs too much memory or time is ended, and that is what is shown of it.
-Of --tasks, --dropout, --dtype and --rows every combination is measured.
+Of --tasks, --dropout, --dtype, --rows and --checkpointing every combination is measured.
 
 The record is written after each measurement, and the same command goes on with it; another command on the same day
 adds to it. Beside it lie a table of it (Markdown) and pictures, which `benchmarks/speed_report.py RECORD` makes again.
@@ -85,6 +85,10 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     add("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"], help="autocast in training")
     add("--rows", nargs="+", choices=["full", "padded", "varlen"], default=["full"], help="see above (full)")
     add("--lengths_file", help="of documents, see above (log-normal)")
+    add(
+        "--checkpointing", nargs="+", choices=["none", "selective", "whole"], default=["none"],
+        help="in training: layers are computed again in the backward pass, whole or but for what is expensive (none)",
+    )  # fmt: skip
     add("--compile", action="store_true", help="torch.compile layers, head and loss")
     add("--layers", type=positive, help="of a stack in the place of the whole model, see above")
     add("--layers_from", type=positive, default=1, metavar="N", help="for rows of N tokens and more")
@@ -139,14 +143,21 @@ def plan_cases(options: argparse.Namespace) -> list[Case]:
             dtype=dtype,
             rows=rows,
             lengths_file=None if rows == "full" else options.lengths_file,
+            checkpointing=checkpointing if task == "training" else "none",
             compile=options.compile,
             device=options.device,
             size=options.size,
             steps=options.steps,
             seconds=options.seconds,
         )
-        for length, task, dtype, dropout, rows, model in itertools.product(
-            options.lengths, options.tasks, options.dtype, options.dropout, options.rows, options.models
+        for length, task, dtype, dropout, rows, checkpointing, model in itertools.product(
+            options.lengths,
+            options.tasks,
+            options.dtype,
+            options.dropout,
+            options.rows,
+            options.checkpointing,
+            options.models,
         )
         if rows != "varlen" or names[model].takes_varlen
     ]
@@ -173,7 +184,8 @@ def run_case(case: Case, number: int, seconds: float, memory: int | None) -> Mea
 
 def describe(measurement: Measurement) -> str:
     case = measurement.case
-    text = f"{case.model}, n = {case.length}, {case.task}, {case.dtype}, dropout {case.dropout:g}, {case.rows} rows: "
+    text = f"{case.model}, n = {case.length}, {case.task}, {case.dtype}, dropout {case.dropout:g}, {case.rows} rows"
+    text += ": " if case.checkpointing == "none" else f", {case.checkpointing} checkpointing: "
     if measurement.outcome != MEASURED:
         return text + measurement.outcome
     memory = measurement.result["memory"] / GIB

@@ -21,6 +21,7 @@ from benchmarks.limited_process import OUT_OF_MEMORY
 from benchmarks.speed_models import ModelName, count_parameters, new_config, new_model
 from benchmarks.speed_rows import Batch, document_lengths, new_batch
 from common.allocator import keep_freed_memory
+from common.checkpointing import enable_checkpointing
 from common.compilation import compile_parts
 from common.flops import training_flops
 from common.hardware import peak_flops, peak_memory
@@ -47,6 +48,7 @@ class Case:
         dtype: `float32` or `bfloat16`: in training autocast over float32 weights, in inference the weights as well.
         rows: `full`; `padded`, documents of various lengths padded to n; `varlen`, the same without padding.
         lengths_file: their lengths, see `document_lengths`.
+        checkpointing: of training: `none`; `selective` or `whole` layers, see `enable_checkpointing`.
         compile: whether `torch.compile` compiles the layers, the head and the loss.
         device: `cpu` or `cuda`.
         size: a key of `SIZES`.
@@ -64,6 +66,7 @@ class Case:
     dtype: str = "float32"
     rows: str = "full"
     lengths_file: str | None = None
+    checkpointing: str = "none"
     compile: bool = False
     device: str = "cpu"
     size: str = "base"
@@ -169,6 +172,8 @@ def training_step(case: Case, model: Any, batch: Batch) -> Callable[[Marks], tor
     """Forward, backward, update; each step gives its loss."""
     model.to(case.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    if case.checkpointing != "none":
+        enable_checkpointing(model, selective=case.checkpointing == "selective")
     if case.compile:
         compile_parts(model)
     inputs = dict(batch.inputs)

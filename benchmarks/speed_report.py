@@ -76,6 +76,7 @@ class Setting:
             "masked-LM head" if case.head else "no head",
             f"{case.tokens} tokens a batch",
         ]
+        parts += [] if case.checkpointing == "none" else [f"{case.checkpointing} checkpointing"]
         parts += ["compiled"] if case.compile else []
         parts += [] if case.size == "base" else [f"{case.size} models"]
         return ", ".join([case.device, *parts])

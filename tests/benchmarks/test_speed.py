@@ -110,6 +110,21 @@ def test_what_counts_as_out_of_memory():
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
+@pytest.mark.parametrize("checkpointing", ["selective", "whole"])
+def test_checkpointing_does_not_change_the_loss(checkpointing: str, monkeypatch: pytest.MonkeyPatch):
+    kinds = []
+    enable = speed_case.enable_checkpointing
+    monkeypatch.setattr(
+        speed_case,
+        "enable_checkpointing",
+        lambda model, selective: kinds.append(selective) or enable(model, selective),
+    )
+    plain = measure(Case("luna-16", **TINY, dropout=0.1))
+    assert not kinds
+    assert measure(Case("luna-16", **TINY, dropout=0.1, checkpointing=checkpointing))["loss"] == plain["loss"]
+    assert kinds == [checkpointing == "selective"]
+
+
 def cases_of(*arguments: str) -> list[Case]:
     return speed.plan_cases(speed.parse_options([*arguments, "--device", "cpu"]))
 
@@ -123,6 +138,11 @@ def test_cases_of_a_call():
     assert len(cases) == len(set(cases)) == 2 * 3 * 3  # dropout in training alone, varlen for Luna alone
     assert not any(case.rows == "varlen" and case.model == "roberta" for case in cases)
     assert not any(case.task == "inference" and case.dropout for case in cases)
+    cases = cases_of("--models", "luna-64", "--lengths", "128", "--tasks", "training", "inference",
+                     "--checkpointing", "none", "whole")  # fmt: skip
+    assert [(case.task, case.checkpointing) for case in cases] == [
+        ("training", "none"), ("training", "whole"), ("inference", "none"),
+    ]  # fmt: skip
 
 
 def test_all_models_and_lengths_without_options():
