@@ -47,7 +47,7 @@ PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
     (r"\bMI210\b", (181, None, 45.3)),
     (r"\bMI100\b", (92.3, None, 46.1)),
 )
-PRODUCT_SIZE = 2048  # rows and columns of the matrices whose product is timed
+PRODUCT_ROWS, PRODUCT_SIZE = 4096, 1024  # the product that is timed is one of so many rows with a square matrix
 
 
 def describe_hardware(accelerator: Accelerator) -> str:
@@ -108,15 +108,16 @@ def data_sheet(name: str) -> tuple[float | None, float | None, float] | None:
 
 
 @functools.cache
-def measure_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+def measure_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """FLOP/s of a matrix product, the fastest of those done in that time; measured once in a process.
 
     A CPU does it in both ways that torch has, which may be two libraries: as a product, and as a convolution.
     """
     generator = torch.Generator().manual_seed(0)  # not the one that the run draws from
-    matrix = torch.rand(PRODUCT_SIZE, PRODUCT_SIZE, generator=generator).to(device, dtype)
-    image = matrix.view(1, 1, PRODUCT_SIZE, PRODUCT_SIZE).permute(0, 3, 1, 2)
-    ways: list[Callable[[], torch.Tensor]] = [lambda: matrix @ matrix]
+    rows = torch.rand(PRODUCT_ROWS, PRODUCT_SIZE, generator=generator).to(device, dtype)
+    matrix = rows[:PRODUCT_SIZE]
+    image = rows[None, None].permute(0, 3, 1, 2)
+    ways: list[Callable[[], torch.Tensor]] = [lambda: rows @ matrix]
     if device.type == "cpu":
         ways.append(lambda: torch.nn.functional.conv2d(image, matrix[:, :, None, None]))
     with torch.no_grad():
@@ -130,7 +131,7 @@ def measure_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.3
                 result = product()
                 float(result[(0,) * result.ndim])
                 times.append(time.perf_counter() - started)
-    return 2 * PRODUCT_SIZE**3 / min(times)
+    return 2 * PRODUCT_ROWS * PRODUCT_SIZE**2 / min(times)
 
 
 def peak_memory(device: torch.device) -> int:
