@@ -27,6 +27,7 @@ matplotlib.use("Agg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # of Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 EFFICIENT = ("nystromformer", "bigbird", "longformer")  # the peers whose cost grows with n, as Luna's does
+SMALLEST_SPAN = 4  # of an axis, largest to smallest value, so that small differences look small
 STACK = "†"  # marks what was measured on a stack of a few layers
 
 
@@ -272,6 +273,9 @@ def draw_setting(setting: Setting, output: Path):
         for axes, label in zip(panels, ("tokens per second", "peak memory, GiB"), strict=True):
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            margin = max(1.0, (SMALLEST_SPAN * low / high) ** 0.5)
+            axes.set_ylim(low / margin, high * margin)
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:,g}")
             axes.yaxis.set_minor_formatter("")
