@@ -8,8 +8,8 @@ torch's profiler notes every operation of some steps. One of the forward pass be
 called from; one of the backward pass to the part whose forward operation it is the backward of, which the profiler
 tells by the number that autograd gives to both. On a GPU the time is that of the kernels, else that of the operations
 themselves. The share of the peak is that of the multiply-adds that the formulas need, forward and backward, in that
-time. Each part's time is the least of the profiled steps; the median time of steps that are not profiled stands above
-the table.
+time. Each part's time is the least of the profiled steps, and the sum is that of these times; the median time of whole
+steps that are not profiled stands above the table.
 
 The parts are:
 
@@ -200,13 +200,12 @@ def profile_steps(trainee: Trainee, steps: int) -> Counter[str]:
     """
     mark_parts(trainee.model)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if trainee.device == "cuda" else [])
-    least: Counter[str] = Counter()
+    profiled: list[Counter[str]] = []
     for _ in range(steps):
         with profile(activities=activities) as profiler:
             time_step(trainee)
-        seconds = seconds_by_part(profiler.events(), trainee.device)
-        least = least & seconds if least else seconds
-    return least
+        profiled.append(seconds_by_part(profiler.events(), trainee.device))
+    return Counter({part: min(seconds[part] for seconds in profiled) for part in profiled[0]})
 
 
 def parts_table(seconds: Counter[str], products: dict[str, int], peak: float | None) -> str:

@@ -87,7 +87,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     add("--lengths_file", help="of documents, see above (log-normal)")
     add(
         "--checkpointing", nargs="+", choices=["none", "selective", "whole"], default=["none"],
-        help="in training: layers are computed again in the backward pass, whole or but for what is expensive (none)",
+        help="in training: layers are computed again in the backward pass, whole or what is cheap of them (none)",
     )  # fmt: skip
     add("--compile", action="store_true", help="torch.compile layers, head and loss")
     add("--layers", type=positive, help="of a stack in the place of the whole model, see above")

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 
 aten = torch.ops.aten
-# Products of states with weights, and fused attention. Not `bmm`, by which attention weights are written out.
+# Products of states with weights, some of which are convolutions (`modeling_luna.linear`), and torch's own fused
+# attention. Not `bmm`, by which attention weights are written out.
 EXPENSIVE = [
     aten.mm.default,
     aten.addmm.default,
@@ -28,7 +29,11 @@ def enable_checkpointing(model: PreTrainedModel, selective: bool = False):
 
     Args:
         selective: keep the results of `EXPENSIVE` operations, and of a layer compute only the others again: norms,
-            activations, dropout, attention weights that are written out. Else the layers' inputs alone are kept.
+            activations, dropout, attention weights that are written out. Else the layers' inputs alone are kept. A
+            model that changes such a result in place cannot be trained so, see `pretrain.launch` for an example.
+
+    Raises:
+        ValueError: where the model has no gradient checkpointing.
     """
     options: dict[str, Any] = {"use_reentrant": False}
     if selective:

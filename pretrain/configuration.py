@@ -120,7 +120,7 @@ class PretrainConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     mixed_precision: str | None = None
-    gradient_checkpointing: bool | str = False  # or "selective": of all but products with weights and fused attention
+    gradient_checkpointing: bool | str = False  # or "selective": of what is cheap to compute again
     torch_compile: bool = False  # layers, head and loss
     max_skipped_in_a_row: int = 10
 
@@ -283,6 +283,11 @@ class PretrainConfig:
         for key, choices in CHOICES.items():
             words = ", ".join(YAML_NAMES.get(choice, repr(choice)) for choice in choices)
             self._require(key, getattr(self, key) in choices, f"must be one of {words}")
+        self._require(
+            "gradient_checkpointing",
+            self.gradient_checkpointing != "selective" or self.model_type == "luna",
+            "is for luna alone, since others may change in place what is kept: give true",
+        )
         self._require("mean_span_length", 1 <= self.mean_span_length <= 5, "must lie between 1 and 5")
         self._require(
             "min_learning_rate",

@@ -52,9 +52,9 @@ def start_accelerator(config: PretrainConfig) -> Accelerator:
 
 
 def _refuse_under_deepspeed(config: PretrainConfig, zero_stage: int):
-    """What needs whole parameters, which ZeRO flattens and partitions, or linear maps as torch has them."""
+    """What needs whole parameters, which ZeRO flattens and partitions, or what its linear maps would make wrong."""
     if zero_stage == 3 and config.gradient_checkpointing == "selective":
-        # Its linear maps add the bias to a result that is kept, where torch does not see it, and then once more.
+        # They add the bias to a result that is kept, where torch does not see it, and then once more.
         raise ConfigurationError(
             "gradient_checkpointing: selective goes wrong with the linear maps of DeepSpeed's ZeRO-3: give true, or "
             "launch with configs/accelerate/fsdp2.yaml, which shards the model, too."

@@ -44,7 +44,10 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
     if not isinstance(model, LunaForMaskedLM):
         check_length(model, config.max_length)
     if config.gradient_checkpointing:
-        enable_checkpointing(model, selective=config.gradient_checkpointing == "selective")
+        try:
+            enable_checkpointing(model, selective=config.gradient_checkpointing == "selective")
+        except ValueError as error:
+            raise ConfigurationError(f"gradient_checkpointing: {error}") from error
     if config.torch_compile:
         compile_parts(model)
     return model

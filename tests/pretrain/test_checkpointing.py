@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM
 
 from common.checkpointing import enable_checkpointing
-from modeling_luna import LunaConfig, LunaForMaskedLM
+from modeling_luna import LunaConfig, LunaForMaskedLM, modeling_luna
 
 
 SIZES = {
@@ -23,12 +23,19 @@ ROWS = torch.arange(4, 36).view(2, 16)
 FUSED_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 
-def build(architecture: str, dropout: float) -> PreTrainedModel:
+def build(architecture: str, dropout: float, **changes) -> PreTrainedModel:
+    """All parameters differ from zero: a bias that is added twice shows."""
     torch.manual_seed(0)
-    fields = SIZES | {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    fields = SIZES | {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout} | changes
+    model: PreTrainedModel
     if architecture == "luna":
-        return LunaForMaskedLM(LunaConfig(projection_length=4, **fields)).train()
-    return RobertaForMaskedLM(RobertaConfig(**fields)).train()
+        model = LunaForMaskedLM(LunaConfig(**{"projection_length": 6} | fields))
+    else:
+        model = RobertaForMaskedLM(RobertaConfig(**fields))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.train()
 
 
 class Operations(TorchDispatchMode):
@@ -65,3 +72,26 @@ def test_selective_checkpointing_does_no_product_twice(architecture: str, dropou
     assert counts[False]["addmm"] > plain["addmm"]
     for layers_operation in ("gelu", "native_layer_norm"):
         assert counts[True][layers_operation] > plain[layers_operation]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"projection_length": 4},  # absorbed projections
+        {"tie_key_value": False, "conv_kernel_size": 3, "normalize_before": True},
+        {"attn_implementation": "eager", "sparse_prediction": True},
+    ],
+)
+def test_selective_checkpointing_gives_the_same_gradients(
+    changes: dict, onednn: bool, dropout: float, monkeypatch: pytest.MonkeyPatch
+):
+    if onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    monkeypatch.setattr(modeling_luna, "mkl_lacks_avx512", lambda: onednn)
+    monkeypatch.setattr(modeling_luna, "ONEDNN_PRODUCTS", 1)
+    _, expected = train_once(build("luna", dropout, **changes))
+    model = build("luna", dropout, **changes)
+    enable_checkpointing(model, selective=True)
+    torch.testing.assert_close(train_once(model)[1], expected, rtol=0, atol=0)

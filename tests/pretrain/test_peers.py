@@ -149,6 +149,11 @@ def test_resumed_run_is_the_same(roberta: Callable, train: Callable, tmp_path: P
         ({"model_type": "bart"}, "model_type: bart is no encoder alone."),
         ({"model": {"hidden_sizes": 3}}, "model: unknown key 'hidden_sizes'. Did you mean 'hidden_size'?"),
         ({"packing": "best_fit"}, "packing is 'best_fit': it cannot be had: roberta does not keep documents apart."),
+        (
+            {"gradient_checkpointing": "selective"},
+            "gradient_checkpointing is 'selective': it is for luna alone, since others may change in place what is "
+            "kept: give true.",
+        ),
         ({"init_from": "runs/demo"}, "model_type is 'roberta': it must be luna, the only one to be gone on from."),
     ],
 )
@@ -164,3 +169,15 @@ def test_what_cannot_be(roberta: Callable, changes: dict, message: str):
 def test_rows_longer_than_the_positions(roberta: Callable, train: Callable):
     with pytest.raises(ConfigurationError, match="max_length is 32, but the model has positions for 31 tokens: raise"):
         train(roberta(model={"max_position_embeddings": 33}))
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "albert"])
+def test_gradient_checkpointing(roberta: Callable, train: Callable, model_type: str):
+    """Not every architecture has it."""
+    config = roberta(max_steps=2, warmup_steps=1, gradient_checkpointing=True)
+    if model_type == "albert":
+        config.model_type, config.model = "albert", {**config.model, "embedding_size": 16}
+        with pytest.raises(ConfigurationError, match="^gradient_checkpointing: AlbertForMaskedLM does not support"):
+            train(config)
+    else:
+        assert len([record for record in train(config) if "loss" in record]) == 2
