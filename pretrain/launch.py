@@ -53,14 +53,12 @@ def start_accelerator(config: PretrainConfig) -> Accelerator:
 
 def _refuse_under_deepspeed(config: PretrainConfig, zero_stage: int):
     """What needs whole parameters, which ZeRO flattens and partitions, or what its linear maps would make wrong."""
-    if zero_stage == 3 and config.gradient_checkpointing == "selective":
-        # They add the bias to a result that is kept, where torch does not see it, and then once more.
-        raise ConfigurationError(
-            "gradient_checkpointing: selective goes wrong with the linear maps of DeepSpeed's ZeRO-3: give true, or "
-            "launch with configs/accelerate/fsdp2.yaml, which shards the model, too."
-        )
-    able = {"optimizer": "adamw", "weight_averaging": None}
-    refused = [f"{key} {getattr(config, key)}" for key, value in able.items() if getattr(config, key) != value]
+    able: dict[str, tuple] = {"optimizer": ("adamw",), "weight_averaging": (None,)}
+    if zero_stage == 3:
+        # Its linear maps add the bias in place: to what selective checkpointing keeps, unseen by torch, and then again.
+        able["gradient_checkpointing"] = (False, True)
+    values = {key: getattr(config, key) for key in able}
+    refused = [f"{key} {value}" for key, value in values.items() if value not in able[key]]
     if refused:
         raise ConfigurationError(
             f"DeepSpeed cannot do {' and '.join(refused)}: leave it out, or launch with "
