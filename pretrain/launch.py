@@ -55,7 +55,7 @@ def _refuse_under_deepspeed(config: PretrainConfig, zero_stage: int):
     """What needs whole parameters, which ZeRO flattens and partitions, or what its linear maps would make wrong."""
     able: dict[str, tuple] = {"optimizer": ("adamw",), "weight_averaging": (None,)}
     if zero_stage == 3:
-        # Its linear maps add the bias in place: to what selective checkpointing keeps, unseen by torch, and then again.
+        # Its linear maps add the bias in place, unseen by torch: to what selective checkpointing keeps, and once more.
         able["gradient_checkpointing"] = (False, True)
     values = {key: getattr(config, key) for key in able}
     refused = [f"{key} {value}" for key, value in values.items() if value not in able[key]]
