@@ -27,7 +27,8 @@ PARAMETERS = {
     "luna-large": 380_783_705,
     "luna-modern-24h": 118_895_360,
     "luna-tiny": 1_575_552,
-    "demo": 989_824,
+    "demo": 1_014_400,
+    "demo-roberta": 975_104,
     "learning": 811_136,
     "learning-roberta": 694_528,
 }
@@ -110,8 +111,9 @@ def test_the_modern_recipe_lasts_a_day():
     assert config.mask_probability > config.mask_probability_end
 
 
-def test_the_peer_is_trained_as_luna_is():
-    luna, roberta = (dataclasses.asdict(load(name)) for name in ("learning", "learning-roberta"))
+@pytest.mark.parametrize("name", ["demo", "learning"])
+def test_the_peer_is_trained_as_luna_is(name: str):
+    luna, roberta = (dataclasses.asdict(load(config)) for config in (name, f"{name}-roberta"))
     assert {key for key in luna if luna[key] != roberta[key]} == {"output_dir", "model_type", "model"}
     common = luna["model"].keys() & roberta["model"].keys()
     differing = {key for key in common if luna["model"][key] != roberta["model"][key]}
