@@ -219,6 +219,18 @@ def test_lora(tiny_model: Callable, tmp_path: Path, model_class: type, fields: d
     assert bool(changed) == ("modules_to_save" in lora)
 
 
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer")
+def test_lora_of_a_convolution(tiny_model: Callable):
+    model, batch = tiny_model(conv_kernel_size=3), batch_of()
+    before = first_output(model, batch)
+    tuned = get_peft_model(model, LoraConfig(r=24, target_modules=["convolution"]))  # one rank for each channel
+    torch.testing.assert_close(first_output(tuned, batch), before, atol=1e-5, rtol=1e-5)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 1.0
+    assert (first_output(tuned, batch) - before).abs().max() > 0.1
+
+
 def test_sentence_transformers(saved_folder: Path, tmp_path: Path):
     sentences = ["The moon goes round the earth, and the earth goes round the sun.", "moon", "A short row."]
     encoder = SentenceTransformer(str(saved_folder), device="cpu")
