@@ -30,10 +30,12 @@ The parts are:
 import argparse
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -49,14 +51,9 @@ from common.allocator import keep_freed_memory
 from common.errors import UserError, report_user_errors
 from common.flops import forward_products
 from common.hardware import describe_devices, peak_flops
-from modeling_luna import LunaConfig
-from modeling_luna.modeling_luna import (
-    LunaConvolution,
-    LunaEmbeddings,
-    LunaMLP,
-    LunaPackAttention,
-    LunaUnpackAttention,
-)
+from modeling_luna import LunaConfig, modeling_luna
+from modeling_luna.kernels_luna import PLAIN_FORWARDS, apply_convolution, apply_dropout, apply_linear
+from modeling_luna.modeling_luna import LunaEmbeddings, LunaMLP, LunaPackAttention, LunaUnpackAttention
 
 
 SCOPE = "part: "
@@ -73,7 +70,7 @@ PARTS: dict[type[nn.Module], str] = {
 WHOLE_PARTS: dict[type[nn.Module], str] = {
     LunaEmbeddings: "embeddings",
     LunaMLP: "FFN",
-    LunaConvolution: "convolution",
+    nn.Conv1d: "convolution",
 }
 WARMUP_STEPS = 3
 
@@ -89,20 +86,39 @@ def parts_of(model: PreTrainedModel) -> dict[nn.Module, str]:
     return parts
 
 
-def mark_parts(model: PreTrainedModel):
+@contextmanager
+def marked_parts(model: PreTrainedModel) -> Iterator[None]:
     """Let the profiler know in which part an operation of the forward pass is."""
-    for module, part in parts_of(model).items():
-        scopes: list[record_function] = []
+    parts = parts_of(model)
+    for module, part in parts.items():
+        if type(module) not in PLAIN_FORWARDS:  # a hook would keep these from the faster kernels
+            mark_by_hooks(module, part)
 
-        def enter(module, arguments, part=part, scopes=scopes):
-            scopes.append(record_function(SCOPE + part))
-            scopes[-1].__enter__()
+    def marked(apply: Callable) -> Callable:
+        def call(module: nn.Module, states: torch.Tensor) -> torch.Tensor:
+            with record_function(SCOPE + parts[module]) if module in parts else nullcontext():
+                return apply(module, states)
 
-        def leave(module, arguments, output, scopes=scopes):
-            scopes.pop().__exit__(None, None, None)
+        return call
 
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave)
+    with ExitStack() as patches:
+        for apply in (apply_linear, apply_dropout, apply_convolution):
+            patches.enter_context(patch.object(modeling_luna, apply.__name__, marked(apply)))
+        yield
+
+
+def mark_by_hooks(module: nn.Module, part: str):
+    scopes: list[record_function] = []
+
+    def enter(module, arguments):
+        scopes.append(record_function(SCOPE + part))
+        scopes[-1].__enter__()
+
+    def leave(module, arguments, output):
+        scopes.pop().__exit__(None, None, None)
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave)
 
 
 def find_parts(events: Iterable[FunctionEvent]) -> list[tuple[str, FunctionEvent]]:
@@ -198,13 +214,13 @@ def profile_steps(trainee: Trainee, steps: int) -> Counter[str]:
     On a CPU, what the profiler keeps lies between the tensors, so that in some steps a large one is put into memory
     that is new to the process, at several times the cost.
     """
-    mark_parts(trainee.model)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if trainee.device == "cuda" else [])
     profiled: list[Counter[str]] = []
-    for _ in range(steps):
-        with profile(activities=activities) as profiler:
-            time_step(trainee)
-        profiled.append(seconds_by_part(profiler.events(), trainee.device))
+    with marked_parts(trainee.model):
+        for _ in range(steps):
+            with profile(activities=activities) as profiler:
+                time_step(trainee)
+            profiled.append(seconds_by_part(profiler.events(), trainee.device))
     return Counter({part: min(seconds[part] for seconds in profiled) for part in profiled[0]})
 
 

@@ -99,7 +99,8 @@ class Record:
 
 def describe_maker(device: torch.device) -> dict[str, str]:
     """Date, hardware and versions; of Luna also a hash of its code, which changes more often than its version."""
-    code = Path(modeling_luna.__file__).with_name("modeling_luna.py").read_bytes()
+    files = sorted(Path(modeling_luna.__file__).parent.glob("*_luna.py"))
+    code = b"".join(file.read_bytes() for file in files)
     return {
         "date": datetime.date.today().isoformat(),
         "hardware": describe_devices(device),

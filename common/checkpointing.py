@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 
 aten = torch.ops.aten
-# Products of states with weights, some of which are convolutions (`modeling_luna.linear`), and torch's own fused
+# Products of states with weights, some of which are convolutions (`kernels_luna.onednn_linear`), and torch's own fused
 # attention. Not `bmm`, by which attention weights are written out.
 EXPENSIVE = [
     aten.mm.default,

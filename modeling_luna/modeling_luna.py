@@ -6,18 +6,14 @@ Two states run through the layers: the hidden states X of the n tokens, and the 
 packs X into P and unpacks the result into X, so that time and memory grow with n * l instead of n * n.
 """
 
-import functools
 import math
 import os
-import platform
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy
 import torch
 from torch import nn
 from torch.nn.attention.varlen import varlen_attn
@@ -34,6 +30,7 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_luna import LunaConfig
+from .kernels_luna import apply_convolution, apply_dropout, apply_linear, fast_dropout, is_plain, linear_by_document
 
 
 @dataclass
@@ -367,34 +364,6 @@ class AttentionPlan(NamedTuple):
         }
 
 
-def apply_dropout(states: torch.Tensor, p: float, training: bool) -> torch.Tensor:
-    """Dropout as in `torch.nn.functional`, but several times faster on a CPU.
-
-    torch draws one random number a value there, and one after the other. Four values share a draw of 64 bits here, so
-    that `p` is rounded to a multiple of 2**-16, and NumPy's generator, seeded by torch's, takes half the time of it.
-    """
-    threshold, count = round(p * 2**16), states.numel()
-    if not training or p == 0.0:
-        return states
-    if (
-        states.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or not is_plain_tensor(states)
-        or count == 0
-        or not 0 < threshold < 2**16
-    ):
-        return nn.functional.dropout(states, p, training)
-    generator = numpy.random.Generator(numpy.random.SFC64(int(torch.randint(2**63 - 1, ()))))
-    draws = generator.integers(-(2**63), 2**63, (count + 3) // 4, dtype=numpy.int64)
-    kept = torch.from_numpy(draws).view(torch.int16)[:count].view(states.shape) >= threshold - 2**15
-    return states * kept.to(states.dtype).mul_(2**16 / (2**16 - threshold))
-
-
-class LunaDropout(nn.Dropout):
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return apply_dropout(states, self.p, self.training)
-
-
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -412,7 +381,7 @@ def eager_attention_forward(
     elif attention_mask is not None:
         attention_weights = attention_weights + attention_mask
     attention_weights = nn.functional.softmax(attention_weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    attention_weights = apply_dropout(attention_weights, dropout, module.training)
+    attention_weights = fast_dropout(attention_weights, dropout, module.training)
     context = torch.matmul(attention_weights, value)
     return context.transpose(1, 2).contiguous(), attention_weights
 
@@ -480,7 +449,7 @@ class LunaEmbeddings(nn.Module):
         self.packed_embeddings = nn.Parameter(torch.empty(config.projection_length, config.hidden_size))
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.packed_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = LunaDropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,
@@ -498,7 +467,7 @@ class LunaEmbeddings(nn.Module):
             check_range(input_ids, self.config.vocab_size, "Do tokenizer and model belong together? input_ids")
             inputs_embeds = self.word_embeddings(input_ids)
         hidden_states = inputs_embeds + self._embed_positions(inputs_embeds, position_ids, attention_mask, documents)
-        hidden_states = self.dropout(self.layer_norm(hidden_states))
+        hidden_states = apply_dropout(self.dropout, self.layer_norm(hidden_states))
         if attention_mask is not None:
             hidden_states = hidden_states.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
 
@@ -515,7 +484,7 @@ class LunaEmbeddings(nn.Module):
         if self.config.position_embedding_type == "sinusoidal":
             packed = packed + sinusoids(torch.arange(num_slots, device=packed.device), packed)
         packed = self.packed_layer_norm(packed).expand(num_documents, -1, -1)
-        packed = self.dropout(packed)
+        packed = apply_dropout(self.dropout, packed)
         if document_mask is None or not self.config.dynamic_projection:
             return hidden_states, packed, None
         slot_mask = used_slots(document_mask, num_slots)
@@ -600,70 +569,6 @@ def sinusoids(positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=-1).to(like.dtype)
 
 
-ONEDNN_PRODUCTS = 2**27  # multiply-adds of a map, below which setting up a convolution takes longer than it saves
-
-
-class LunaLinear(nn.Linear):
-    """A linear map that is faster on some CPUs, see `linear`."""
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return linear(states, self.weight, self.bias)
-
-
-def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`torch.nn.functional.linear`, by the faster one of torch's two libraries for float32 products on a CPU.
-
-    torch gives such products to MKL, which does not use the AVX-512 units of AMD's CPUs, and convolutions to oneDNN,
-    which does: there, a map of enough states is a convolution of width 1 over them. Results differ by rounding alone.
-    """
-    if not prefers_onednn(states, weight):
-        return nn.functional.linear(states, weight, bias)
-    rows = states.reshape(-1, states.shape[-1])
-    num_rows = rows.shape[0]
-    if num_rows % 4:  # the gradient of the weight would take up to four times as long
-        rows = nn.functional.pad(rows, (0, 0, 0, -num_rows % 4))
-    # Read as an image (1, in_features, 1, rows) with the channels last, which copies nothing.
-    image = nn.functional.conv2d(rows[None, None].permute(0, 3, 1, 2), weight[:, :, None, None], bias)
-    rows = image.permute(0, 2, 3, 1).flatten(0, 2)
-    return rows[:num_rows].reshape(*states.shape[:-1], weight.shape[0])
-
-
-def linear_by_document(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """(documents, n, in) by the weights (documents, out, in) -> (documents, n, out)"""
-    if prefers_onednn(states[:1], weights[0]):
-        return torch.stack([linear(*document) for document in zip(states, weights, strict=True)])
-    return torch.matmul(states, weights.transpose(1, 2))
-
-
-def prefers_onednn(states: torch.Tensor, weight: torch.Tensor) -> bool:
-    num_states = states.numel() // max(1, states.shape[-1])
-    return (
-        states.device.type == "cpu"
-        and states.dtype == weight.dtype == torch.float32
-        and num_states * weight.numel() >= ONEDNN_PRODUCTS
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and is_plain_tensor(weight)
-        and bool(torch.backends.mkldnn.enabled)
-        and mkl_lacks_avx512()
-    )
-
-
-def is_plain_tensor(weight: torch.Tensor) -> bool:
-    """Not a part of a tensor that is spread over devices, nor a quantised one, nor one without values."""
-    return type(weight) in (torch.Tensor, nn.Parameter)
-
-
-@functools.cache
-def mkl_lacks_avx512() -> bool:
-    """Whether this CPU has AVX-512, torch was built with MKL and oneDNN, and MKL takes an older code path on it."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
-        return False
-    cpuinfo = Path("/proc/cpuinfo")
-    processor = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else platform.processor()
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in processor
-
-
 class LunaAttention(nn.Module):
     """What pack and unpack attention share: projections, heads and the choice of the attention implementation."""
 
@@ -674,12 +579,12 @@ class LunaAttention(nn.Module):
         self.config = config
         self.head_dim = config.hidden_size // num_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj = LunaLinear(config.hidden_size, config.hidden_size)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         if config.tie_key_value:
-            self.kv_proj = LunaLinear(config.hidden_size, config.hidden_size)
+            self.kv_proj = nn.Linear(config.hidden_size, config.hidden_size)
         else:
-            self.k_proj = LunaLinear(config.hidden_size, config.hidden_size)
-            self.v_proj = LunaLinear(config.hidden_size, config.hidden_size)
+            self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+            self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def attend(
         self,
@@ -689,12 +594,12 @@ class LunaAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of (batch, queries, hidden) over (batch, keys, hidden), heads merged, and its weights."""
-        query = self._split_heads(plan.arrange(self.q_proj(query_states), plan.queries))
+        query = self._split_heads(plan.arrange(apply_linear(self.q_proj, query_states), plan.queries))
         if self.config.tie_key_value:
-            key = value = self._split_heads(plan.arrange(self.kv_proj(key_value_states), plan.keys))
+            key = value = self._split_heads(plan.arrange(apply_linear(self.kv_proj, key_value_states), plan.keys))
         else:
-            key = self._split_heads(plan.arrange(self.k_proj(key_value_states), plan.keys))
-            value = self._split_heads(plan.arrange(self.v_proj(key_value_states), plan.keys))
+            key = self._split_heads(plan.arrange(apply_linear(self.k_proj, key_value_states), plan.keys))
+            value = self._split_heads(plan.arrange(apply_linear(self.v_proj, key_value_states), plan.keys))
 
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         interface = attention_by_document if plan.by_document else self._attention_interface(dropout, query)
@@ -754,7 +659,7 @@ class LunaUnpackAttention(LunaAttention):
 
     def __init__(self, config: LunaConfig):
         super().__init__(config, config.num_attention_heads)
-        self.out_proj = LunaLinear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -766,7 +671,7 @@ class LunaUnpackAttention(LunaAttention):
         if self._should_absorb(hidden_states, plan):
             return self._attend_absorbed(hidden_states, packed_context, plan.mask), None
         context, attention_weights = self.attend(hidden_states, packed_context, plan, **kwargs)
-        return self.out_proj(context), attention_weights
+        return apply_linear(self.out_proj, context), attention_weights
 
     def _should_absorb(self, hidden_states: torch.Tensor, plan: AttentionPlan) -> bool:
         """Whether `_attend_absorbed` gives the same, and is faster.
@@ -782,8 +687,8 @@ class LunaUnpackAttention(LunaAttention):
             and self.config._attn_implementation == "sdpa"
             and not (self.training and self.config.attention_probs_dropout_prob > 0.0)
             and plan.queries is None
-            and is_plain_linear(self.q_proj)
-            and is_plain_linear(self.out_proj)
+            and is_plain(self.q_proj)
+            and is_plain(self.out_proj)
         )
 
     def _attend_absorbed(
@@ -795,9 +700,9 @@ class LunaUnpackAttention(LunaAttention):
             mask: (documents, 1, 1, l), True where a slot is used.
         """
         if self.config.tie_key_value:
-            keys = values = self.kv_proj(packed_context)
+            keys = values = apply_linear(self.kv_proj, packed_context)
         else:
-            keys, values = self.k_proj(packed_context), self.v_proj(packed_context)
+            keys, values = apply_linear(self.k_proj, packed_context), apply_linear(self.v_proj, packed_context)
         keys, values = (states.unflatten(-1, (-1, self.head_dim)) for states in (keys * self.scaling, values))
         # In the equations: batch, l, heads, head dimension e, hidden size d.
         query_weight = self.q_proj.weight.unflatten(0, (-1, self.head_dim))
@@ -816,76 +721,49 @@ class LunaUnpackAttention(LunaAttention):
         return output + self.out_proj.bias.to(output.dtype)
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether the map is its weight and bias: no adapter, no hook, nothing that is gathered or loaded when called."""
-    return (
-        type(module) in (nn.Linear, LunaLinear)
-        and not (module._forward_pre_hooks or module._forward_hooks)
-        and not (module._backward_pre_hooks or module._backward_hooks)
-        and "forward" not in vars(module)
-        and is_plain_tensor(module.weight)
-    )
-
-
 class LunaMLP(nn.Module):
     def __init__(self, config: LunaConfig):
         super().__init__()
-        self.fc1 = LunaLinear(config.hidden_size, config.intermediate_size)
-        self.fc2 = LunaLinear(config.intermediate_size, config.hidden_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.activation_dropout = LunaDropout(config.activation_dropout)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.activation_dropout(self.activation(self.fc1(hidden_states)))
-        return self.fc2(hidden_states)
+        hidden_states = self.activation(apply_linear(self.fc1, hidden_states))
+        return apply_linear(self.fc2, apply_dropout(self.activation_dropout, hidden_states))
 
 
-class LunaConvolution(nn.Conv1d):
-    """Depthwise convolution over the tokens that starts as the identity.
-
-    It reads zeros in place of padding and of other documents. The parameters are those of `Conv1d`, whose own forward
-    pass is not used.
-    """
-
-    def __init__(self, config: LunaConfig):
-        super().__init__(config.hidden_size, config.hidden_size, config.conv_kernel_size, groups=config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        documents: RaggedRows | None = None,
-    ) -> torch.Tensor:
-        if documents is not None:
-            hidden_states, attention_mask = documents.pad(hidden_states), documents.mask
-        if attention_mask is not None:
-            hidden_states = hidden_states.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
-        # (batch, n, hidden) read as an image (batch, hidden, 1, n) with the channels last: no transposition is
-        # copied, and the kernels for images are several times faster on a CPU than those of Conv1d.
-        image = hidden_states.unsqueeze(1).permute(0, 3, 1, 2)
-        image = nn.functional.conv2d(
-            image,
-            self.weight.view(self.groups, 1, 1, -1),
-            self.bias,
-            padding=(0, self.kernel_size[0] // 2),
-            groups=self.groups,
-        )
-        hidden_states = image.permute(0, 2, 3, 1).squeeze(1)
-        return hidden_states if documents is None else documents.unpad(hidden_states)
+def convolve(
+    convolution: nn.Conv1d,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    documents: RaggedRows | None,
+) -> torch.Tensor:
+    """Depthwise convolution over the tokens, with zeros in place of padding and of other documents."""
+    if documents is not None:
+        hidden_states, attention_mask = documents.pad(hidden_states), documents.mask
+    if attention_mask is not None:
+        hidden_states = hidden_states.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
+    hidden_states = apply_convolution(convolution, hidden_states)
+    return hidden_states if documents is None else documents.unpad(hidden_states)
 
 
 class LunaLayer(GradientCheckpointingLayer):
     def __init__(self, config: LunaConfig):
         super().__init__()
         self.normalize_before = config.normalize_before
-        self.convolution = LunaConvolution(config) if config.conv_kernel_size else None
+        self.convolution = None
+        if config.conv_kernel_size:
+            width, channels = config.conv_kernel_size, config.hidden_size
+            self.convolution = nn.Conv1d(channels, channels, width, padding=width // 2, groups=channels)
         self.pack_attention = LunaPackAttention(config)
         self.unpack_attention = LunaUnpackAttention(config)
         self.attention_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.packed_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = LunaMLP(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = LunaDropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,
@@ -898,7 +776,7 @@ class LunaLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.convolution is not None:  # before the residual branches off, which therefore holds its output
-            hidden_states = self.convolution(hidden_states, attention_mask, documents)
+            hidden_states = convolve(self.convolution, hidden_states, attention_mask, documents)
 
         residual, packed_residual = hidden_states, packed
         if self.normalize_before:
@@ -906,8 +784,8 @@ class LunaLayer(GradientCheckpointingLayer):
             packed = self.packed_layer_norm(packed)
         packed_context, _ = self.pack_attention(packed, hidden_states, pack_plan, **kwargs)
         hidden_states, _ = self.unpack_attention(hidden_states, packed_context, unpack_plan, **kwargs)
-        hidden_states = residual + self.dropout(hidden_states)
-        packed = packed_residual + self.dropout(packed_context)
+        hidden_states = residual + apply_dropout(self.dropout, hidden_states)
+        packed = packed_residual + apply_dropout(self.dropout, packed_context)
         if not self.normalize_before:
             hidden_states = self.attention_layer_norm(hidden_states)
             packed = self.packed_layer_norm(packed)
@@ -915,32 +793,23 @@ class LunaLayer(GradientCheckpointingLayer):
         residual = hidden_states
         if self.normalize_before:
             hidden_states = self.final_layer_norm(hidden_states)
-        hidden_states = residual + self.dropout(self.mlp(hidden_states))
+        hidden_states = residual + apply_dropout(self.dropout, self.mlp(hidden_states))
         if not self.normalize_before:
             hidden_states = self.final_layer_norm(hidden_states)
         return hidden_states, packed
 
 
-class JoinGradients(torch.autograd.Function):
+def join_gradients(hidden_states: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pass both states on; the one that no loss reads gets a gradient of zeros instead of none.
 
     The norm of P in the last layer would otherwise have no gradient under a masked-LM loss, and
     `DistributedDataParallel` would wait for it.
     """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(hidden_states: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return hidden_states.view_as(hidden_states), packed.view_as(packed)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, hidden_gradient: torch.Tensor, packed_gradient: torch.Tensor):
-        return hidden_gradient, packed_gradient
+    if not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return hidden_states, packed
+    # The sum of an empty slice is 0, whatever the state holds, and so is its gradient.
+    from_hidden, from_packed = (states[..., :0].sum() for states in (hidden_states, packed))
+    return hidden_states + from_packed.to(hidden_states), packed + from_hidden.to(packed)
 
 
 def class_reference(referred: type) -> str:
@@ -985,12 +854,14 @@ class LunaPreTrainedModel(PreTrainedModel):
             init.normal_(module.packed_embeddings, mean=0.0, std=self.config.initializer_range)
             if self.config.positional_slots:
                 init.copy_(module.packed_embeddings, module.sums_of_positions())
-        elif isinstance(module, LunaConvolution):
-            init.dirac_(module.weight, groups=module.groups)
 
     @torch.no_grad()
     def initialize_weights(self):
+        layers = [module for module in self.modules() if isinstance(module, LunaLayer) and module.convolution]
+        fresh = [layer.convolution for layer in layers if not getattr(layer.convolution, "_is_hf_initialized", False)]
         super().initialize_weights()
+        for convolution in fresh:  # as the identity
+            init.dirac_(convolution.weight, groups=convolution.groups)
         if self.config.positional_slots:  # not in `_init_weights`, which is not called for modules without parameters
             for module in self.modules():
                 if isinstance(module, LunaPackAttention):
@@ -1135,7 +1006,7 @@ class LunaModel(LunaPreTrainedModel):
         if self.config.normalize_before:
             hidden_states = self.final_layer_norm(hidden_states)
             packed = self.packed_final_layer_norm(packed)
-        hidden_states, packed = JoinGradients.apply(hidden_states, packed)
+        hidden_states, packed = join_gradients(hidden_states, packed)
         return LunaModelOutput(last_hidden_state=hidden_states, packed_last_hidden_state=packed)
 
     def _attends_by_document(self, documents: RaggedRows) -> bool:
@@ -1251,17 +1122,17 @@ class LunaLMHead(nn.Module):
     def __init__(self, config: LunaConfig):
         super().__init__()
         self.config = config
-        self.dense = LunaLinear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = LunaLinear(config.hidden_size, config.vocab_size)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.layer_norm(self.activation(self.dense(hidden_states)))
+        hidden_states = self.layer_norm(self.activation(apply_linear(self.dense, hidden_states)))
         padding = -self.config.vocab_size % TENSOR_CORE_MULTIPLE
         on_gpu = hidden_states.device.type == "cuda"
-        if padding == 0 or not on_gpu or not self.training or not is_plain_linear(self.decoder):
-            return self.decoder(hidden_states)
+        if padding == 0 or not on_gpu or not self.training or not is_plain(self.decoder):
+            return apply_linear(self.decoder, hidden_states)
         weight = nn.functional.pad(self.decoder.weight, (0, 0, 0, padding))
         bias = nn.functional.pad(self.decoder.bias, (0, padding))
         return nn.functional.linear(hidden_states, weight, bias)[..., :-padding]
@@ -1366,7 +1237,7 @@ class LunaClassificationHead(nn.Module):
             self.attention = LunaPackedAttentionPooling(config)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.classifier_activation]
-        self.dropout = LunaDropout(classifier_dropout(config))
+        self.dropout = nn.Dropout(classifier_dropout(config))
         self.out_proj = nn.Linear(config.hidden_size, num_labels)
 
     def forward(
@@ -1379,8 +1250,8 @@ class LunaClassificationHead(nn.Module):
         """(documents, num_labels), from the last states of tokens and P."""
         if documents is not None:
             hidden_states, attention_mask = documents.pad(hidden_states), documents.mask
-        pooled = self.dropout(self._pool(hidden_states, packed, attention_mask))
-        return self.out_proj(self.dropout(self.activation(self.dense(pooled))))
+        pooled = apply_dropout(self.dropout, self._pool(hidden_states, packed, attention_mask))
+        return self.out_proj(apply_dropout(self.dropout, self.activation(self.dense(pooled))))
 
     def _pool(
         self, hidden_states: torch.Tensor, packed: torch.Tensor, attention_mask: torch.Tensor | None
@@ -1527,7 +1398,7 @@ class LunaForTokenClassification(LunaPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.luna = LunaModel(config)
-        self.dropout = LunaDropout(classifier_dropout(config))
+        self.dropout = nn.Dropout(classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -1557,7 +1428,7 @@ class LunaForTokenClassification(LunaPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        logits = self.classifier(apply_dropout(self.dropout, outputs.last_hidden_state))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config, **kwargs)

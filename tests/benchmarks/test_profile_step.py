@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.profile_step import BACKWARD, Trainee, find_parts, mark_parts, parts_of, parts_table, seconds_by_part
+from benchmarks.profile_step import BACKWARD, Trainee, find_parts, marked_parts, parts_of, parts_table, seconds_by_part
 from benchmarks.speed_models import ModelName, new_config, new_model
 
 
@@ -24,8 +24,7 @@ def profiled(request: pytest.FixtureRequest) -> tuple[Trainee, list]:
     model = new_model(name, config, head)
     trainee = Trainee(model, torch.randint(4, config.vocab_size, (2, 32)), head, "cpu", "float32")
     trainee.step()
-    mark_parts(model)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with marked_parts(model), profile(activities=[ProfilerActivity.CPU]) as profiler:
         trainee.step()
     return trainee, list(profiler.events())
 

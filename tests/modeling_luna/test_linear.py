@@ -8,9 +8,11 @@ import pytest
 import torch
 from rows import padded, random_rows
 from torch import nn
+from torch.nn.utils import parametrize
 
-from modeling_luna import LunaForMaskedLM, LunaModel, modeling_luna
-from modeling_luna.modeling_luna import LunaLinear, LunaUnpackAttention, linear, linear_by_document, prefers_onednn
+from modeling_luna import LunaForMaskedLM, LunaModel, kernels_luna
+from modeling_luna.kernels_luna import apply_linear, linear_by_document, onednn_linear, prefers_onednn
+from modeling_luna.modeling_luna import LunaUnpackAttention
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -24,12 +26,12 @@ def older_mkl(monkeypatch: pytest.MonkeyPatch):
     """A CPU on which oneDNN is the faster library, whatever this one is."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
-    monkeypatch.setattr(modeling_luna, "mkl_lacks_avx512", lambda: True)
+    monkeypatch.setattr(kernels_luna, "mkl_lacks_avx512", lambda: True)
 
 
 @pytest.fixture
 def always_onednn(older_mkl, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(modeling_luna, "ONEDNN_PRODUCTS", 1)
+    monkeypatch.setattr(kernels_luna, "ONEDNN_PRODUCTS", 1)
 
 
 def random_map(num_out: int, num_in: int, *shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -45,13 +47,22 @@ def with_gradients(function: Callable, tensors: tuple) -> list[torch.Tensor]:
     return [result, *torch.autograd.grad(result.square().sum(), wanted)]
 
 
+def count_convolutions(monkeypatch: pytest.MonkeyPatch) -> list:
+    calls = []
+    convolve = nn.functional.conv2d
+    monkeypatch.setattr(
+        nn.functional, "conv2d", lambda *inputs, **kwargs: calls.append(0) or convolve(*inputs, **kwargs)
+    )
+    return calls
+
+
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(7,), (1, 1), (2, 5), (3, 2, 4), (0, 4)])
+@pytest.mark.parametrize("shape", [(7,), (1, 1), (2, 5), (3, 2, 4)])
 @pytest.mark.parametrize("size", [(6, 8), (8, 6), (1, 3), (5, 1)])
-def test_onednn_gives_the_same(always_onednn, size: tuple[int, int], shape: tuple[int, ...], bias: bool):
+def test_onednn_gives_the_same(older_mkl, size: tuple[int, int], shape: tuple[int, ...], bias: bool):
     states, weight, bias_vector = random_map(*size, *shape)
     tensors = (states, weight, bias_vector if bias else None)
-    found = with_gradients(linear, tensors)
+    found = with_gradients(onednn_linear, tensors)
     torch.testing.assert_close(found, with_gradients(nn.functional.linear, tensors), **TOLERANCE)
     assert all(tensor.is_contiguous() for tensor in found)
 
@@ -76,15 +87,89 @@ def test_onednn_where_it_is_faster(older_mkl):
         assert not prefers_onednn(states, weight)
 
 
+def test_no_states_at_all(always_onednn):
+    assert apply_linear(nn.Linear(3, 2), torch.empty(0, 4, 3)).shape == (0, 4, 2)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_plain_map_goes_by_onednn(always_onednn, bias: bool, monkeypatch: pytest.MonkeyPatch):
+    module, states = nn.Linear(8, 6, bias=bias), torch.randn(2, 5, 8)
+    expected = module(states)
+    calls = count_convolutions(monkeypatch)
+    torch.testing.assert_close(apply_linear(module, states), expected, **TOLERANCE)
+    assert len(calls) == 1
+
+
+def watch_calls(module: nn.Linear, kind: str, seen: list, monkeypatch: pytest.MonkeyPatch):
+    """Let `seen` grow with each call of the module, in one of the ways that tools have."""
+
+    def note(*inputs, **kwargs):
+        seen.append(kind)
+
+    def noting(forward: Callable) -> Callable:
+        return lambda *inputs, **kwargs: note() or forward(*inputs, **kwargs)
+
+    if kind == "forward of the instance":  # accelerate
+        module.forward = noting(module.forward)
+    elif kind == "forward of the class":
+        monkeypatch.setattr(nn.Linear, "forward", noting(nn.Linear.forward))
+    elif kind == "functional":  # DeepSpeed
+        monkeypatch.setattr(nn.functional, "linear", noting(nn.functional.linear))
+    elif kind == "parametrization":
+        parametrized = nn.Identity()
+        parametrized.register_forward_hook(note)
+        parametrize.register_parametrization(module, "weight", parametrized)
+        seen.clear()
+    elif kind.startswith("global "):
+        register = getattr(torch.nn.modules.module, f"register_module_{kind.removeprefix('global ')}")
+        register(note)
+    else:
+        getattr(module, f"register_{kind}")(note)
+
+
+@pytest.fixture
+def no_global_hooks():
+    yield
+    for name, hooks in vars(torch.nn.modules.module).items():
+        if name.startswith("_global_") and isinstance(hooks, dict):
+            hooks.clear()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook"),
+        *("global forward_pre_hook", "global forward_hook", "global full_backward_hook"),
+        *("forward of the instance", "forward of the class", "functional", "parametrization"),
+    ],
+)
+def test_a_map_that_is_watched_is_called(always_onednn, no_global_hooks, kind: str, monkeypatch: pytest.MonkeyPatch):
+    module, states = nn.Linear(8, 6), torch.randn(5, 8, requires_grad=True)
+    expected, seen = module(states), []
+    watch_calls(module, kind, seen, monkeypatch)
+    convolutions = count_convolutions(monkeypatch)
+    result = apply_linear(module, states)
+    result.sum().backward()
+    torch.testing.assert_close(result, expected)
+    assert seen and not convolutions
+
+
+def test_a_trace_has_linear_maps(always_onednn):
+    """A convolution over padded rows would hold for one number of rows alone."""
+    module = nn.Linear(8, 6).requires_grad_(False)
+    traced = torch.jit.trace(lambda states: apply_linear(module, states), torch.randn(5, 8))
+    assert {node.kind() for node in traced.graph.nodes()} >= {"aten::linear"}
+
+
 @pytest.mark.parametrize("processor", ["vendor_id : GenuineIntel", "vendor_id : AuthenticAMD"])
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 def test_which_cpus_are_meant(processor: str, capability: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(modeling_luna.Path, "exists", lambda path: True)
-    monkeypatch.setattr(modeling_luna.Path, "read_text", lambda path, encoding: processor)
-    meant = modeling_luna.mkl_lacks_avx512.__wrapped__()
+    monkeypatch.setattr(kernels_luna.Path, "exists", lambda path: True)
+    monkeypatch.setattr(kernels_luna.Path, "read_text", lambda path, encoding: processor)
+    meant = kernels_luna.mkl_lacks_avx512.__wrapped__()
     assert meant == (capability == "AVX512" and "AMD" in processor)
 
 
@@ -99,12 +184,8 @@ def loss_and_gradients(model: LunaForMaskedLM) -> list[torch.Tensor]:
 def test_a_whole_model_by_onednn(fields: dict, older_mkl, tiny_model: Callable, monkeypatch: pytest.MonkeyPatch):
     model = tiny_model(LunaForMaskedLM, "sdpa", **fields)
     expected = loss_and_gradients(model)
-    calls = []
-    convolve = nn.functional.conv2d
-    monkeypatch.setattr(
-        nn.functional, "conv2d", lambda *inputs, **kwargs: calls.append(0) or convolve(*inputs, **kwargs)
-    )
-    monkeypatch.setattr(modeling_luna, "ONEDNN_PRODUCTS", 1)
+    calls = count_convolutions(monkeypatch)
+    monkeypatch.setattr(kernels_luna, "ONEDNN_PRODUCTS", 1)
     torch.testing.assert_close(loss_and_gradients(model), expected, atol=1e-4, rtol=1e-4)
     # Each layer has 2 maps of packing, 3 of unpacking and 2 of the FFN; absorbed, two are replaced by 2 for each row.
     assert len(calls) >= 2 * 7
@@ -186,7 +267,7 @@ def test_a_hook_is_not_passed_over(name: str, tiny_model: Callable):
 def test_a_map_in_the_place_of_another_is_called(name: str, tiny_model: Callable):
     """Adapters and quantisation replace the map, or its forward pass."""
 
-    class Negated(LunaLinear):
+    class Negated(nn.Linear):
         def forward(self, states: torch.Tensor) -> torch.Tensor:
             return -super().forward(states)
 

@@ -18,7 +18,7 @@ from modeling_luna import LunaTokenizer
 from modeling_luna.modeling_luna import AUTO_CLASSES
 
 
-CODE_FILES = ("configuration_luna.py", "modeling_luna.py")
+CODE_FILES = ("configuration_luna.py", "kernels_luna.py", "modeling_luna.py")
 AUTO_MAP = {"AutoConfig": "configuration_luna.LunaConfig"} | {
     auto_class: f"modeling_luna.{model_class.__name__}" for auto_class, model_class in AUTO_CLASSES.items()
 }

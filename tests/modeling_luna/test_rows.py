@@ -11,7 +11,7 @@ from rows import LENGTHS, SLOTS, VARIANTS, padded, random_rows
 from torch import nn
 
 from modeling_luna import LunaModel, LunaModelOutput
-from modeling_luna.modeling_luna import LunaConvolution
+from modeling_luna.kernels_luna import apply_convolution
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -174,15 +174,11 @@ def test_convolution_starts_as_the_identity(tiny_config: Callable):
 
 @torch.no_grad()
 @pytest.mark.parametrize("width", [1, 3, 5])
-def test_convolution_equals_conv1d(tiny_config: Callable, width: int):
-    convolution = LunaConvolution(tiny_config(conv_kernel_size=width))
+def test_convolution_equals_conv1d(width: int):
+    convolution = nn.Conv1d(24, 24, width, padding=width // 2, groups=24)
     hidden_states = torch.randn(2, 9, 24)
-    nn.init.normal_(convolution.weight)
-    channels_first = hidden_states.transpose(1, 2)
-    expected = nn.functional.conv1d(
-        channels_first, convolution.weight, convolution.bias, padding=width // 2, groups=24
-    ).transpose(1, 2)
-    torch.testing.assert_close(convolution(hidden_states), expected)
+    expected = convolution(hidden_states.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(apply_convolution(convolution, hidden_states), expected)
 
 
 @torch.no_grad()
