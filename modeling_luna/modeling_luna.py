@@ -1313,6 +1313,7 @@ class LunaForMaskedLM(LunaPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
@@ -1555,6 +1556,7 @@ class LunaForTokenClassification(LunaPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
@@ -1601,6 +1603,7 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         logits = self.qa_outputs(outputs.last_hidden_state)
@@ -1672,6 +1675,7 @@ def classify_documents(
         attention_mask=attention_mask,
         position_ids=position_ids,
         inputs_embeds=inputs_embeds,
+        return_dict=True,
         **kwargs,
     )
     logits = model.classifier(outputs.last_hidden_state, outputs.packed_last_hidden_state, mask, documents)
