@@ -921,26 +921,17 @@ class LunaLayer(GradientCheckpointingLayer):
         return hidden_states, packed
 
 
-class JoinGradients(torch.autograd.Function):
+def join_gradients(hidden_states: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pass both states on; the one that no loss reads gets a gradient of zeros instead of none.
 
     The norm of P in the last layer would otherwise have no gradient under a masked-LM loss, and
     `DistributedDataParallel` would wait for it.
     """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(hidden_states: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return hidden_states.view_as(hidden_states), packed.view_as(packed)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, hidden_gradient: torch.Tensor, packed_gradient: torch.Tensor):
-        return hidden_gradient, packed_gradient
+    if not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return hidden_states, packed
+    # The sum of an empty slice is 0, whatever the state holds, and so is its gradient.
+    from_hidden, from_packed = (states[..., :0].sum() for states in (hidden_states, packed))
+    return hidden_states + from_packed.to(hidden_states), packed + from_hidden.to(packed)
 
 
 def class_reference(referred: type) -> str:
@@ -1135,7 +1126,7 @@ class LunaModel(LunaPreTrainedModel):
         if self.config.normalize_before:
             hidden_states = self.final_layer_norm(hidden_states)
             packed = self.packed_final_layer_norm(packed)
-        hidden_states, packed = JoinGradients.apply(hidden_states, packed)
+        hidden_states, packed = join_gradients(hidden_states, packed)
         return LunaModelOutput(last_hidden_state=hidden_states, packed_last_hidden_state=packed)
 
     def _attends_by_document(self, documents: RaggedRows) -> bool:
