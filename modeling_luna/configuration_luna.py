@@ -58,6 +58,9 @@ class LunaConfig(PreTrainedConfig):
         sparse_prediction (`bool`, defaults to `False`):
             Where labels are given, the masked-LM head computes logits at the labelled positions only; they then have
             the shape (number of labelled positions, vocab_size).
+        output_packed_hidden_states, output_pack_attentions (`bool`, default to `False`):
+            Whether the outputs hold the packed states and the pack attention of all layers where the call does not
+            say it: for P what `output_hidden_states` and `output_attentions` are for the tokens.
 
     Example:
 
@@ -109,6 +112,8 @@ class LunaConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
     conv_kernel_size: int = 0
     sparse_prediction: bool = False
+    output_packed_hidden_states: bool = False
+    output_pack_attentions: bool = False
     pad_token_id: int | None = 1
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 2

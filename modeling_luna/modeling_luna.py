@@ -220,6 +220,16 @@ class RaggedRows(NamedTuple):
         return states.unflatten(0, self.shape)
 
 
+def is_recorded() -> bool:
+    """Whether a graph is recorded for other data: by torch.compile, torch.export or torch.jit.trace."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def smaller_size(limit: int, size: int | torch.SymInt | torch.Tensor) -> int | torch.SymInt | torch.Tensor:
+    """The minimum, as an expression where a graph is recorded; the sizes of torch.jit.trace are tensors."""
+    return size.clamp(max=limit) if torch.jit.is_tracing() else torch.sym_min(limit, size)
+
+
 def take(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """states[places], with a backward pass that is several times faster."""
     return states.index_select(0, places.flatten()).unflatten(0, places.shape)
@@ -229,9 +239,15 @@ def true_places(mask: torch.Tensor, count: int | None = None) -> torch.Tensor:
     """Where a flattened mask is true; `count` says how often that is, so that a GPU need not be waited for."""
     if count is None:
         return mask.flatten().nonzero().squeeze(1)
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and count != mask.sum():
+    if mask.device.type == "cpu" and not is_recorded() and count != mask.sum():
         raise ValueError(f"num_tokens or num_predicted is {count}, but the batch has {int(mask.sum())}.")
     return torch.nonzero_static(mask.flatten(), size=count).squeeze(1)
+
+
+SEVERAL_DOCUMENTS = (
+    "Several documents in a row: give cu_seq_lens_q and max_length_q to a compiled model; torch.jit.trace needs rows "
+    "of one document."
+)
 
 
 def locate_documents(
@@ -256,19 +272,22 @@ def locate_documents(
         None where every row is one document.
 
     Raises:
-        ValueError: (on a CPU) for `cu_seq_lens` that do not span the batch, or a `max_length` that is too small.
+        ValueError: for `cu_seq_lens` under torch.jit.trace; (on a CPU) for those that do not span the batch, or a
+            `max_length` that is too small.
     """
     if cu_seq_lens is None and position_ids is None:
         return None
+    if cu_seq_lens is not None and torch.jit.is_tracing():
+        raise ValueError(SEVERAL_DOCUMENTS)
     index = None if attention_mask is None else true_places(attention_mask, num_tokens)
     if cu_seq_lens is None:
         position_ids = position_ids.expand(shape)
-        if torch.compiler.is_compiling():
+        if is_recorded():
             # How many documents there are would have to be known.
             rises = position_ids.diff() > 0
             if attention_mask is not None:
                 rises = rises | ~attention_mask[:, 1:] | ~attention_mask[:, :-1]
-            torch._assert_async(rises.all(), "Several documents in a row: give cu_seq_lens to a compiled model.")
+            torch._assert_async(rises.all(), SEVERAL_DOCUMENTS)
             return None
         places = torch.arange(position_ids.numel(), device=position_ids.device) if index is None else index
         positions, rows = position_ids.flatten()[places], places // shape[1]
@@ -284,7 +303,7 @@ def locate_documents(
             cu_seq_lens = nn.functional.pad(attention_mask.flatten().cumsum(dim=0), (1, 0))[cu_seq_lens]
     if max_length is None:
         max_length = int(cu_seq_lens.diff().max())
-    elif cu_seq_lens.device.type == "cpu" and not torch.compiler.is_compiling():
+    elif cu_seq_lens.device.type == "cpu" and not is_recorded():
         longest = int(cu_seq_lens.diff().max())
         if longest > max_length:
             raise ValueError(f"max_length_q is {max_length}, but the longest document has {longest} tokens.")
@@ -292,7 +311,7 @@ def locate_documents(
 
 
 def check_cu_seq_lens(cu_seq_lens: torch.Tensor, num_tokens: int):
-    if cu_seq_lens.device.type != "cpu" or torch.compiler.is_compiling():
+    if cu_seq_lens.device.type != "cpu" or is_recorded():
         return
     if (
         cu_seq_lens.ndim != 1
@@ -475,7 +494,7 @@ class LunaEmbeddings(nn.Module):
         num_documents, width = inputs_embeds.shape[:2] if documents is None else documents.mask.shape
         num_slots = self.config.projection_length
         if self.config.dynamic_projection:
-            num_slots = torch.sym_min(num_slots, width)
+            num_slots = smaller_size(num_slots, width)
         packed = self.packed_embeddings[:num_slots]
         if self.config.positional_slots and position_ids is not None:
             firsts = first_positions(position_ids, attention_mask, documents)
@@ -512,7 +531,7 @@ class LunaEmbeddings(nn.Module):
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0)
         elif counted:
             # Counts the tokens of each row, so that padding on either side does not move them.
-            position_ids = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
+            position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
         if self.config.position_embedding_type == "sinusoidal":
             return sinusoids(position_ids + self.position_offset, inputs_embeds)
         limit = self.config.max_position_embeddings
@@ -549,7 +568,7 @@ def used_slots(document_mask: torch.Tensor, num_slots: int) -> torch.Tensor:
 
 def check_range(ids: torch.Tensor, limit: int, name: str):
     """Raise a `ValueError` for ids outside [0, limit), on a CPU alone: a GPU would have to wait for the answer."""
-    if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
+    if ids.device.type != "cpu" or is_recorded() or ids.numel() == 0:
         return
     smallest, largest = (int(value) for value in torch.aminmax(ids))
     if smallest < 0 or largest >= limit:
@@ -618,7 +637,7 @@ class LunaAttention(nn.Module):
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         num_heads = states.shape[-1] // self.head_dim  # fewer on each device under tensor parallelism
-        return states.unflatten(-1, (num_heads, self.head_dim)).transpose(1, 2)  # (batch, heads, time, head_dim)
+        return states.view(*states.shape[:-1], num_heads, self.head_dim).transpose(1, 2)
 
     def _attention_interface(self, dropout: float, query: torch.Tensor) -> Callable:
         implementation = self.config._attn_implementation
@@ -683,7 +702,7 @@ class LunaUnpackAttention(LunaAttention):
         num_weights = self.config.projection_length * self.config.num_attention_heads  # of a token
         return (
             2 * num_weights <= self.config.hidden_size
-            and (torch.compiler.is_compiling() or hidden_states.shape[1] >= num_weights)
+            and (is_recorded() or hidden_states.shape[1] >= num_weights)
             and self.config._attn_implementation == "sdpa"
             and not (self.training and self.config.attention_probs_dropout_prob > 0.0)
             and plan.queries is None
@@ -711,7 +730,7 @@ class LunaUnpackAttention(LunaAttention):
         to_scores = torch.einsum("blhe,hed->bhld", keys, query_weight)
         to_output = torch.einsum("blhe,dhe->bdhl", values, out_weight)
 
-        scores = linear_by_document(hidden_states, to_scores.flatten(1, 2)).unflatten(-1, to_scores.shape[1:3])
+        scores = linear_by_document(hidden_states, to_scores.flatten(1, 2)).unflatten(-1, (to_scores.shape[1], -1))
         bias = torch.einsum("blhe,he->bhl", keys, query_bias).unsqueeze(1)
         scores = scores + bias.to(scores.dtype)  # (batch, n, heads, l)
         if mask is not None:
@@ -1184,6 +1203,7 @@ class LunaForMaskedLM(LunaPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
@@ -1426,6 +1446,7 @@ class LunaForTokenClassification(LunaPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(apply_dropout(self.dropout, outputs.last_hidden_state))
@@ -1472,6 +1493,7 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         logits = self.qa_outputs(outputs.last_hidden_state)
@@ -1513,7 +1535,7 @@ def position_loss(
 
 def check_choices(documents: RaggedRows, num_questions: int):
     """Raise a `ValueError`, on a CPU alone, unless each question has as many documents as the others."""
-    if documents.mask.device.type != "cpu" or torch.compiler.is_compiling():
+    if documents.mask.device.type != "cpu" or is_recorded():
         return
     num_places = documents.shape[0] * documents.shape[1]
     places = torch.arange(num_places) if documents.index is None else documents.index
@@ -1543,6 +1565,7 @@ def classify_documents(
         attention_mask=attention_mask,
         position_ids=position_ids,
         inputs_embeds=inputs_embeds,
+        return_dict=True,
         **kwargs,
     )
     logits = model.classifier(outputs.last_hidden_state, outputs.packed_last_hidden_state, mask, documents)

@@ -3,11 +3,29 @@
 """What forward returns: shapes and values of the optional outputs, and only those that were asked for."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    PreTrainedModel,
+)
 
-from modeling_luna import LunaForMaskedLM, LunaModel
+from modeling_luna import (
+    LunaForMaskedLM,
+    LunaForMultipleChoice,
+    LunaForQuestionAnswering,
+    LunaForSequenceClassification,
+    LunaForTokenClassification,
+    LunaModel,
+)
 
 
 LAYERS, BATCH, TOKENS, SLOTS, HIDDEN = 2, 2, 9, 6, 24
@@ -18,6 +36,15 @@ FLAGS = {
     "output_attentions": "attentions",
     "output_pack_attentions": "pack_attentions",
 }
+BERT = {
+    LunaModel: BertModel,
+    LunaForMaskedLM: BertForMaskedLM,
+    LunaForMultipleChoice: BertForMultipleChoice,
+    LunaForQuestionAnswering: BertForQuestionAnswering,
+    LunaForSequenceClassification: BertForSequenceClassification,
+    LunaForTokenClassification: BertForTokenClassification,
+}
+every_class = pytest.mark.parametrize("each_class", BERT, ids=lambda each_class: each_class.__name__)
 
 
 @pytest.fixture(params=[LunaModel, LunaForMaskedLM])
@@ -125,13 +152,70 @@ def test_number_of_slots(tiny_model: Callable, tokens: int, dynamic: bool, slots
     assert outputs.attentions[0].shape == (1, 4, tokens, slots)
 
 
+def batch_for(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs as this class takes them, with labels; multiple choice gets them as two choices of one question."""
+    name = type(model).__name__.removeprefix("Bert").removeprefix("Luna")
+    documents, tokens = torch.zeros(BATCH, dtype=torch.long), torch.zeros_like(inputs["input_ids"])
+    labels = {
+        "Model": {},
+        "ForMaskedLM": {"labels": inputs["input_ids"]},
+        "ForMultipleChoice": {"labels": documents[:1]},
+        "ForQuestionAnswering": {"start_positions": documents, "end_positions": documents + 1},
+        "ForSequenceClassification": {"labels": documents},
+        "ForTokenClassification": {"labels": tokens},
+    }[name]
+    if name == "ForMultipleChoice":
+        inputs = {name: value.unsqueeze(0) for name, value in inputs.items()}
+    return inputs | labels
+
+
 @torch.no_grad()
-def test_tuple_instead_of_output_class(tiny_model: Callable, model_class: type, inputs: dict):
-    model = tiny_model(model_class)
-    named = model(**inputs, output_hidden_states=True, output_pack_attentions=True)
-    plain = model(**inputs, output_hidden_states=True, output_pack_attentions=True, return_dict=False)
-    assert isinstance(plain, tuple)
-    torch.testing.assert_close(plain, named.to_tuple(), rtol=0, atol=0)
+@pytest.mark.parametrize("flags", [{}, dict.fromkeys(FLAGS, True)], ids=["plain", "all"])
+@pytest.mark.parametrize("where", ["config", "from_pretrained", "call"])
+@every_class
+def test_tuple_instead_of_output_class(
+    tiny_model: Callable, each_class: type, inputs: dict, where: str, flags: dict, tmp_path: Path
+):
+    model = tiny_model(each_class)
+    batch = batch_for(model, inputs) | flags
+    named = model(**batch)
+    if where == "from_pretrained":
+        model.save_pretrained(tmp_path)
+        model = each_class.from_pretrained(tmp_path, attn_implementation="eager", return_dict=False)
+    elif where == "config":
+        model.config.return_dict = False
+    plain = model(**batch, return_dict=False) if where == "call" else model(**batch)
+    assert type(plain) is tuple
+    torch.testing.assert_close(plain, named.to_tuple(), rtol=1e-6, atol=1e-6)
+    if where != "call":  # the call has the last word
+        assert model(**batch, return_dict=True).keys() == named.keys()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flag", FLAGS)
+@every_class
+def test_flags_of_from_pretrained(tiny_model: Callable, each_class: type, inputs: dict, flag: str, tmp_path: Path):
+    tiny_model(each_class).save_pretrained(tmp_path)
+    model = each_class.from_pretrained(tmp_path, attn_implementation="eager", **{flag: True})
+    assert set(model(**batch_for(model, inputs)).keys()) & set(FLAGS.values()) == {FLAGS[flag]}
+
+
+@torch.no_grad()
+@every_class
+def test_bert_order(tiny_model: Callable, each_class: type, inputs: dict):
+    """What BERT has comes first, in its order, so that code which counts into the tuple of a head works."""
+    flags = {"output_hidden_states": True, "output_attentions": True}
+    luna = tiny_model(each_class)
+    bert_class = BERT[each_class]
+    config = BertConfig(
+        vocab_size=53, hidden_size=24, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40
+    )
+    bert = bert_class._from_config(config, attn_implementation="eager")
+    found, expected = (list(model(**batch_for(model, inputs), **flags)) for model in (luna, bert))
+    if each_class is LunaModel:  # P stands where BERT has its pooled token
+        expected = ["packed_last_hidden_state" if name == "pooler_output" else name for name in expected]
+        expected.remove("cross_attentions")
+    assert found[: len(expected)] == expected
 
 
 @torch.no_grad()

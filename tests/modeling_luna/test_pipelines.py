@@ -140,6 +140,18 @@ def test_token_classification(save: Callable, encode: Callable):
         assert "".join(text[token["start"] : token["end"]] for token in tokens) == text.replace(" ", "")
 
 
+@pytest.mark.parametrize(
+    ("task", "model_class"),
+    [("feature-extraction", LunaModel), ("token-classification", LunaForTokenClassification)],
+)
+def test_model_that_returns_tuples(save: Callable, task: str, model_class: type):
+    """In the pipelines that take tuples; the other ones of Transformers take none, of no model."""
+    folder = save(model_class)
+    pipe = pipeline(task, model=folder, model_kwargs={"return_dict": False})
+    assert pipe.model.config.return_dict is False
+    assert_same(pipe(TEXTS[0]), pipeline(task, model=folder)(TEXTS[0]))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_zero_shot_classification(save: Callable, encode: Callable, pooling: str):
