@@ -3,7 +3,7 @@
 """Luna for Hugging Face Transformers. Importing this package makes the Auto classes know Luna."""
 
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from .configuration_luna import LunaConfig
 from .modeling_luna import (
@@ -20,6 +20,7 @@ from .modeling_luna import (
     LunaPreTrainedModel,
     LunaQuestionAnsweringOutput,
 )
+from .releases_luna import PreTrainedConfig
 from .tokenization_luna import LunaTokenizer
 
 

@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of Luna, the linear unified nested attention encoder."""
 
-from typing import Literal
+import os
+from pathlib import Path
+from typing import ClassVar, Literal
 
-from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.configuration_utils import strict
+
+from .code_luna import class_reference, copy_code, registered_class
+from .releases_luna import PreTrainedConfig, strict
 
 
 @strict
@@ -121,6 +124,13 @@ class LunaConfig(PreTrainedConfig):
     # For a folder whose tokenizer_config.json names no class.
     tokenizer_class: str | None = "RobertaTokenizer"
 
+    # While a model is saved: the classes whose code the folder is to carry; the first is the model's architecture.
+    saved_model_classes: ClassVar[tuple[type, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # the code of a subclass is saved where it is registered itself
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         absent = ("k_proj", "v_proj") if self.tie_key_value else ("kv_proj",)
@@ -129,6 +139,23 @@ class LunaConfig(PreTrainedConfig):
             for module, style in type(self).base_model_tp_plan.items()
             if module.rsplit(".", 1)[-1] not in absent
         }
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """Save as every configuration of Transformers does; `auto_map` names code that is in the folder alone."""
+        config_class = registered_class(type(self), default=LunaConfig)
+        model_classes = vars(self).pop("saved_model_classes", ())
+        if model_classes:
+            self.architectures = [model_classes[0].__name__]
+        os.makedirs(save_directory, exist_ok=True)
+        for referred in (*model_classes, config_class):
+            copy_code(referred, save_directory)
+        references = (getattr(self, "auto_map", None) or {}) | {"AutoConfig": class_reference(config_class)}
+        self.auto_map = {
+            auto_class: reference
+            for auto_class, reference in references.items()
+            if "--" in reference or (Path(save_directory) / f"{reference.split('.')[0]}.py").exists()
+        }
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def validate_architecture(self):
         """Name the field whose value cannot be; `@strict` turns the `ValueError` into its own error."""

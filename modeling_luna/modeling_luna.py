@@ -20,17 +20,22 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.generic import is_flash_attention_requested
 
+from .code_luna import class_reference, registered_class
 from .configuration_luna import LunaConfig
 from .kernels_luna import apply_convolution, apply_dropout, apply_linear, fast_dropout, is_plain, linear_by_document
+from .releases_luna import (
+    ALL_ATTENTION_FUNCTIONS,
+    OutputRecorder,
+    capture_outputs,
+    create_bidirectional_mask,
+    merge_with_config_defaults,
+)
 
 
 @dataclass
@@ -831,11 +836,6 @@ def join_gradients(hidden_states: torch.Tensor, packed: torch.Tensor) -> tuple[t
     return hidden_states + from_packed.to(hidden_states), packed + from_hidden.to(packed)
 
 
-def class_reference(referred: type) -> str:
-    """FILE.CLASS, as `auto_map` names a class in a saved folder."""
-    return f"{referred.__module__.rsplit('.', 1)[-1]}.{referred.__name__}"
-
-
 def gathered_for_resizing(weight: nn.Parameter) -> AbstractContextManager:
     """Under DeepSpeed ZeRO-3 every process holds a part of the weight: gather it to read the whole."""
     if not hasattr(weight, "ds_id"):
@@ -860,6 +860,20 @@ class LunaPreTrainedModel(PreTrainedModel):
         "attentions": LunaUnpackAttention,
         "pack_attentions": LunaPackAttention,
     }
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # the code of a subclass is saved where it is registered itself
+
+    @classmethod
+    def is_remote_code(cls) -> bool:
+        """False: Luna saves its code itself, and Transformers 5.3 does not tie the weights of remote code."""
+        return False
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """True: Transformers would look for it in the text of the class's file, and each release for another text."""
+        return True
 
     def __init__(self, config: LunaConfig, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
@@ -893,16 +907,23 @@ class LunaPreTrainedModel(PreTrainedModel):
         state_dict: dict[str, torch.Tensor] | None = None,
         **kwargs,
     ):
-        """Save as every Transformers model does; beside the weights lies the code, for `trust_remote_code=True`."""
-        self.config.auto_map = {"AutoConfig": class_reference(LunaConfig)} | {
-            auto_class: class_reference(model_class) for auto_class, model_class in AUTO_CLASSES.items()
-        }
+        """Save as every Transformers model does; beside the weights lies the code, for `trust_remote_code=True`.
+
+        A subclass is saved as the nearest class of Luna, unless `register_for_auto_class` was called on it.
+        """
+        saved_class = registered_class(type(self), default=LunaModel)
+        auto_classes = AUTO_CLASSES | {saved_class._auto_class: saved_class}
+        self.config.auto_map = {name: class_reference(model_class) for name, model_class in auto_classes.items()}
+        self.config.saved_model_classes = (saved_class, LunaModel)
         # Transformers tells tied weights by their memory, which is no longer one where shards were gathered.
         state_dict = dict(self.state_dict() if state_dict is None else state_dict)
         for target, source in self.all_tied_weights_keys.items():
             if state_dict.keys() >= {target, source} and self.get_parameter(target) is self.get_parameter(source):
                 del state_dict[target]
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        try:
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        finally:
+            vars(self.config).pop("saved_model_classes", None)
 
     def get_position_embeddings(self) -> nn.Embedding | None:
         """The table of learned positions, with `pad_token_id + 1` rows before the first position, or None."""

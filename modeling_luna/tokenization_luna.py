@@ -2,9 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenizer of a converted model whose dictionary lacks some of the tokens of its byte-pair encoding."""
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
-from transformers import TokenizersBackend
+from .code_luna import class_reference, copy_code, registered_class
+from .releases_luna import TokenizersBackend
 
 
 class LunaTokenizer(TokenizersBackend):
@@ -21,6 +25,10 @@ class LunaTokenizer(TokenizersBackend):
     """
 
     model_input_names = ["input_ids", "attention_mask"]
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # the code of a subclass is saved where it is registered itself
 
     @property
     def vocab_size(self) -> int:
@@ -49,6 +57,21 @@ class LunaTokenizer(TokenizersBackend):
             if index is None or index >= self.vocab_size:
                 raise ValueError(f"Cannot add {token!r}: this tokenizer has the ids of the model's dictionary alone.")
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
+
+    def _save_pretrained(
+        self, save_directory: str | os.PathLike, file_names: tuple[str, ...], **kwargs: Any
+    ) -> tuple[str, ...]:
+        """Name a class whose code is in the folder; `file_names` begins with the configuration's file."""
+        saved_class = registered_class(type(self), default=LunaTokenizer)
+        copy_code(LunaTokenizer, save_directory)
+        copy_code(saved_class, save_directory)
+        path = Path(file_names[0])
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored["tokenizer_class"] = saved_class.__name__
+        stored["auto_map"] = {"AutoTokenizer": [class_reference(saved_class), None]}
+        text = json.dumps(stored, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")
+        return super()._save_pretrained(save_directory=save_directory, file_names=file_names, **kwargs)
 
 
 # A saved folder carries this file.

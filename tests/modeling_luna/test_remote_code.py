@@ -18,7 +18,8 @@ from modeling_luna import LunaTokenizer
 from modeling_luna.modeling_luna import AUTO_CLASSES
 
 
-CODE_FILES = ("configuration_luna.py", "kernels_luna.py", "modeling_luna.py")
+PACKAGE = Path(sys.modules["modeling_luna"].__file__).parent
+CODE_FILES = sorted({path.name for path in PACKAGE.glob("*_luna.py")} - {"tokenization_luna.py"})
 AUTO_MAP = {"AutoConfig": "configuration_luna.LunaConfig"} | {
     auto_class: f"modeling_luna.{model_class.__name__}" for auto_class, model_class in AUTO_CLASSES.items()
 }
@@ -111,10 +112,9 @@ def test_without_the_package(saved_folder: Path, tmp_path: Path, subprocess_envi
 
 def test_saved_code_is_this_code(saved_folder: Path):
     assert json.loads((saved_folder / "config.json").read_text())["auto_map"] == AUTO_MAP
-    package = Path(sys.modules["modeling_luna"].__file__).parent
     assert {path.name for path in saved_folder.glob("*.py")} == set(CODE_FILES)
     for file in CODE_FILES:
-        assert (saved_folder / file).read_bytes() == (package / file).read_bytes()
+        assert (saved_folder / file).read_bytes() == (PACKAGE / file).read_bytes()
 
 
 @pytest.mark.parametrize("auto_class", AUTO_CLASSES)

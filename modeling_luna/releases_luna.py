@@ -1,0 +1,76 @@
+# Copyright 2026 The Luna for Transformers authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which releases of PyTorch and Transformers Luna runs on, and what the older ones of Transformers lack.
+
+Every other file imports this one first, so that a release that is too old ends in the sentence below.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import transformers
+from transformers.utils.versions import require_version
+
+
+OLDEST_RELEASES = {"torch": "2.13", "transformers": "5.0"}
+
+for package, release in OLDEST_RELEASES.items():
+    require_version(f"{package}>={release}", f"Luna needs it: pip install --upgrade '{package}>={release}'")
+
+PreTrainedConfig = transformers.PreTrainedConfig
+TokenizersBackend = transformers.TokenizersBackend
+ALL_ATTENTION_FUNCTIONS = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
+create_bidirectional_mask = transformers.masking_utils.create_bidirectional_mask
+
+try:
+    from transformers.configuration_utils import strict
+except ImportError:  # before 5.4, where a configuration is no dataclass
+    from huggingface_hub.dataclasses import strict as strict_dataclass
+
+    strict = strict_dataclass(accept_kwargs=True)
+
+    class PreTrainedConfig(transformers.PreTrainedConfig):
+        validate_rope = None  # takes arguments, and so would be no validator of a strict dataclass
+
+        def __init_subclass__(cls, **kwargs):
+            super().__init_subclass__(**kwargs)
+            dataclass(cls, repr=False)
+
+        def __post_init__(self, **kwargs):
+            transformers.PreTrainedConfig.__init__(self, **kwargs)
+
+
+try:
+    from transformers.utils.generic import merge_with_config_defaults
+    from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+except ImportError:  # before 5.2, where one decorator does both
+    from transformers.utils.generic import OutputRecorder
+    from transformers.utils.generic import check_model_inputs as capture_outputs
+
+    def merge_with_config_defaults(forward: Callable) -> Callable:
+        return forward
+
+
+if not hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):  # before 5.2
+
+    class AttentionInterface(transformers.AttentionInterface):
+        def get_interface(self, attn_implementation: str, default: Callable) -> Callable:
+            return self.get(attn_implementation, default)
+
+    ALL_ATTENTION_FUNCTIONS = AttentionInterface()
+
+
+if "allow_is_bidirectional_skip" not in inspect.signature(create_bidirectional_mask).parameters:  # before 5.10
+
+    def create_bidirectional_mask(
+        config: transformers.PreTrainedConfig,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor,
+        allow_is_bidirectional_skip: bool = True,
+    ):
+        """A mask that is true everywhere is always left out, so that a GPU is waited for to know it."""
+        create_mask = transformers.masking_utils.create_bidirectional_mask
+        return create_mask(config, inputs_embeds, attention_mask, encoder_hidden_states)
