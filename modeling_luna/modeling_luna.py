@@ -1205,6 +1205,7 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         num_predicted: int | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LunaMaskedLMOutput:
         r"""
@@ -1239,7 +1240,10 @@ class LunaForMaskedLM(LunaPreTrainedModel):
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            count = num_labelled(labels, num_items_in_batch)
+            loss = self.loss_function(
+                logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=count, **kwargs
+            )
         return LunaMaskedLMOutput(loss=loss, logits=logits, **recorded_outputs(outputs))
 
 
@@ -1344,6 +1348,7 @@ class LunaForSequenceClassification(LunaPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LunaClassifierOutput:
         r"""
@@ -1352,7 +1357,8 @@ class LunaForSequenceClassification(LunaPreTrainedModel):
                 As in [`LunaModel.forward`]. Where a row holds several documents, each has its own logits and label.
             labels (`torch.Tensor` of shape `(documents,)` or `(documents, num_labels)`, *optional*):
                 Classes (integers, cross entropy), with `num_labels=1` numbers (mean squared error), or for each class
-                0.0 or 1.0 (binary cross entropy). `config.problem_type` says which where that is not plain.
+                0.0 or 1.0 (binary cross entropy). `config.problem_type` says which where that is not plain. A label of
+                -100 is a missing one.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Divides the summed loss instead of the number of labels in this batch.
         """
@@ -1366,10 +1372,7 @@ class LunaForSequenceClassification(LunaPreTrainedModel):
         )
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
-            num_items = kwargs.get("num_items_in_batch")
-            if num_items is not None and self.config.problem_type != "single_label_classification":
-                loss = loss * (labels.numel() / num_items)  # Transformers gives the mean here, whatever num_items is
+            loss = document_loss(logits, labels, self.config, num_items_in_batch)
         return classifier_output(loss, logits, outputs)
 
 
@@ -1399,7 +1402,7 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
                 As in [`LunaModel.forward`], with a dimension more: `(batch, choices, n)`. Instead, the choices of a
                 question may be the documents of one row, `(batch, 1, n)`; each row must then have as many.
             labels (`torch.LongTensor` of shape `(batch,)`, *optional*):
-                Which choice is right, from 0.
+                Which choice is right, from 0; -100 where that is not known.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Divides the summed loss instead of the number of labels in this batch.
 
@@ -1425,10 +1428,7 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
         logits = logits.view(num_questions, -1)
         loss = None
         if labels is not None:
-            if num_items_in_batch is None:
-                loss = nn.functional.cross_entropy(logits.float(), labels)
-            else:
-                loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum") / num_items_in_batch
+            loss = cross_entropy(logits, labels, num_items_in_batch)
         return classifier_output(loss, logits, outputs)
 
 
@@ -1451,6 +1451,7 @@ class LunaForTokenClassification(LunaPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LunaClassifierOutput:
         r"""
@@ -1473,7 +1474,7 @@ class LunaForTokenClassification(LunaPreTrainedModel):
         logits = self.classifier(apply_dropout(self.dropout, outputs.last_hidden_state))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, self.config, **kwargs)
+            loss = cross_entropy(logits, labels, num_items_in_batch)
         return classifier_output(loss, logits, outputs)
 
 
@@ -1495,6 +1496,7 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LunaQuestionAnsweringOutput:
         r"""
@@ -1526,13 +1528,76 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
 
         loss = None
         if start_positions is not None and end_positions is not None:
-            num_items = kwargs.get("num_items_in_batch")
-            start_loss = position_loss(start_logits, start_positions, mask, num_items)
-            end_loss = position_loss(end_logits, end_positions, mask, num_items)
+            start_loss = position_loss(start_logits, start_positions, mask, num_items_in_batch)
+            end_loss = position_loss(end_logits, end_positions, mask, num_items_in_batch)
             loss = (start_loss + end_loss) / 2
         return LunaQuestionAnsweringOutput(
             loss=loss, start_logits=start_logits, end_logits=end_logits, **recorded_outputs(outputs)
         )
+
+
+def num_labelled(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor | int:
+    """What divides a sum of losses: the number given, or that of the labels that are not -100; 1 where it is 0."""
+    count = labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch
+    if torch.is_tensor(count):
+        count = count.to(labels.device)
+    return count + (count == 0)
+
+
+def in_float32(logits: torch.Tensor) -> torch.Tensor:
+    """For a loss: in float32, or as they are where that is more."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Cross entropy in nats of logits (..., classes); labels (...) of -100 are ignored.
+
+    The mean over the other ones, 0 where there are none, or their sum divided by `num_items_in_batch`.
+    """
+    labels = labels.to(logits.device)
+    loss = nn.functional.cross_entropy(in_float32(logits).flatten(0, -2), labels.flatten(), reduction="sum")
+    return loss / num_labelled(labels, num_items_in_batch)
+
+
+def document_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: LunaConfig,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """The loss of `config.problem_type` for logits (documents, num_labels), divided as in `cross_entropy`.
+
+    Where `problem_type` is None, the labels decide it, and it is set.
+
+    Raises:
+        ValueError: for numbers, or several labels, of another shape than the logits.
+    """
+    if config.problem_type is None:
+        if config.num_labels == 1:
+            config.problem_type = "regression"
+        elif labels.dtype in (torch.long, torch.int):
+            config.problem_type = "single_label_classification"
+        else:
+            config.problem_type = "multi_label_classification"
+    if config.problem_type == "single_label_classification":
+        return cross_entropy(logits, labels, num_items_in_batch)
+
+    if config.num_labels == 1:
+        labels = labels.view(-1, 1)
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"labels must have the shape (documents, num_labels) = {tuple(logits.shape)}, not {tuple(labels.shape)}."
+        )
+    logits, labels = in_float32(logits), labels.to(logits.device)
+    missing = labels == -100
+    losses = {
+        "regression": nn.functional.mse_loss,
+        "multi_label_classification": nn.functional.binary_cross_entropy_with_logits,
+    }
+    loss = losses[config.problem_type](logits, labels.masked_fill(missing, 0).to(logits.dtype), reduction="none")
+    return loss.masked_fill(missing, 0.0).sum() / num_labelled(labels, num_items_in_batch)
 
 
 def position_loss(
@@ -1541,17 +1606,13 @@ def position_loss(
     mask: torch.Tensor | None,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """Cross entropy of logits (documents, n); positions (documents,) without a token are ignored.
-
-    The mean over the other ones, 0 where there are none, or their sum divided by `num_items_in_batch`.
-    """
+    """Cross entropy of logits (documents, n); positions (documents,) without a token are ignored."""
     positions = positions.flatten()  # (documents, 1) is allowed, too
     inside = positions.clamp(0, logits.shape[1] - 1)
     found = inside == positions
     if mask is not None:
         found = found & mask.gather(1, inside.unsqueeze(1)).squeeze(1)
-    loss = nn.functional.cross_entropy(logits.float(), positions.masked_fill(~found, -100), reduction="sum")
-    return loss / (found.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+    return cross_entropy(logits, positions.masked_fill(~found, -100), num_items_in_batch)
 
 
 def check_choices(documents: RaggedRows, num_questions: int):

@@ -67,7 +67,8 @@ def head_model(task: str, **fields) -> LunaPreTrainedModel:
 
 
 def head_examples(task: str, count: int) -> list[dict[str, torch.Tensor]]:
-    """Rows of different lengths; those of the heads for tokens have different numbers of labels, 1 to 7."""
+    """Rows of different lengths; those of the heads for tokens have different numbers of labels, 1 to 7, and some
+    documents and choices have none or lack one."""
     generator = torch.Generator().manual_seed(1)
     shape = (CHOICES, TOKENS) if task.startswith("choice") else (TOKENS,)
     examples = []
@@ -75,15 +76,16 @@ def head_examples(task: str, count: int) -> list[dict[str, torch.Tensor]]:
         input_ids = torch.randint(3, VOCABULARY, shape, generator=generator)
         mask = (torch.arange(TOKENS) < TOKENS - index % 3).long().expand(shape)
         labelled = torch.arange(TOKENS) < 1 + 3 * index % 7
+        known = index % 5 != 1
         labels = {
             "masked_lm": {"labels": input_ids.masked_fill(~labelled, -100)},
-            "class": {"labels": torch.tensor(index % 3)},
-            "number": {"labels": torch.tensor(index - 1.5)},
-            "numbers": {"labels": torch.tensor([index - 1.5, 0.5])},
-            "classes": {"labels": torch.tensor([index % 2, 1.0, 0.0])},
+            "class": {"labels": torch.tensor(index % 3 if known else -100)},
+            "number": {"labels": torch.tensor(index - 1.5 if known else -100.0)},
+            "numbers": {"labels": torch.tensor([index - 1.5, 0.5 if known else -100.0])},
+            "classes": {"labels": torch.tensor([index % 2, 1.0, 0.0 if known else -100.0])},
             "token": {"labels": (input_ids % 3).masked_fill(~labelled, -100)},
             "answer": {"start_positions": torch.tensor(index % 3), "end_positions": torch.tensor(3 + index % 3)},
-            "choice": {"labels": torch.tensor(index % CHOICES)},
+            "choice": {"labels": torch.tensor(index % CHOICES if known else -100)},
         }
         kind = "choice" if task.startswith("choice") else task.removesuffix("_sparse")
         examples.append({"input_ids": input_ids, "attention_mask": mask, **labels[kind]})

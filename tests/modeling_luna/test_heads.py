@@ -416,6 +416,102 @@ def test_num_items_in_batch_divides_the_sum(build: Callable, case: str, as_tenso
     torch.testing.assert_close(gradients, expected, atol=1e-5, rtol=1e-4)
 
 
+each_loss = pytest.mark.parametrize("case", [*LOSSES, "masked-lm", "masked-lm-sparse"])
+
+
+def loss_case(build: Callable, case: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A model with a batch whose labels are all there."""
+    if case.startswith("masked-lm"):
+        model = build(LunaForMaskedLM, sparse_prediction=case.endswith("sparse"))
+        input_ids = torch.stack([row[:3] for row in random_rows()])
+        return model, {"input_ids": input_ids, "labels": (input_ids + 1) % model.config.vocab_size}
+    model_class, fields, labels = LOSSES[case]
+    model = build(model_class, **fields)
+    batch = labelled_batch(model)
+    if labels is not None:
+        batch["labels"] = labels.clone()
+    elif case == "token":
+        batch["labels"] = batch["input_ids"] % 4
+    return model, batch
+
+
+def forget(batch: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
+    """The batch with no label in these rows."""
+    batch = {name: tensor.clone() for name, tensor in batch.items()}
+    for name in {"labels", "start_positions", "end_positions"} & set(batch):
+        batch[name][rows] = -100
+    return batch
+
+
+@each_loss
+@pytest.mark.parametrize("as_in_the_trainer", [False, True])
+def test_missing_label_counts_for_nothing(build: Callable, case: str, as_in_the_trainer: bool):
+    model, batch = loss_case(build, case)
+    missing = forget(batch, slice(1, None))
+    num_items = {}
+    if as_in_the_trainer:
+        num_items["num_items_in_batch"] = missing.get("labels", missing.get("start_positions")).ne(-100).sum()
+    results = []
+    for rows in (missing | num_items, {name: tensor[:1] for name, tensor in batch.items()}):
+        loss = model(**rows).loss
+        loss.backward()
+        results.append((loss, {name: parameter.grad for name, parameter in model.named_parameters()}))
+        model.zero_grad()
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["regressions", "multi-label"])
+def test_one_of_the_labels_of_a_document_is_missing(build: Callable, case: str):
+    model, batch = loss_case(build, case)
+    batch["labels"][0, 1] = -100
+    logits, labels = model(**batch).logits, batch["labels"]
+    losses = (logits - labels).square() if case == "regressions" else logits.exp().log1p() - logits * labels
+    expected = (losses.sum() - losses[0, 1]) / 5
+    torch.testing.assert_close(model(**batch).loss, expected, **TOLERANCE)
+
+
+@each_loss
+@pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0), 5])
+def test_no_label_at_all(build: Callable, case: str, num_items: int | torch.Tensor | None):
+    model, batch = loss_case(build, case)
+    loss = model(**forget(batch, slice(None)), num_items_in_batch=num_items).loss
+    loss.backward()
+    assert loss == 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.eq(0).all(), name
+
+
+@pytest.mark.parametrize(
+    ("problem", "num_labels", "labels"),
+    [("regression", 1, [1, 0, 5]), ("multi_label_classification", 2, [[1, 0], [0, 0], [1, 1]])],
+)
+def test_numbers_may_be_integers(build: Callable, problem: str, num_labels: int, labels: list):
+    model = build(LunaForSequenceClassification, num_labels=num_labels, problem_type=problem)
+    results = []
+    for dtype in (torch.long, torch.float):
+        loss = model(**(labelled_batch(model) | {"labels": torch.tensor(labels, dtype=dtype)})).loss
+        loss.backward()
+        results.append(loss)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3), torch.zeros(2, 3), torch.zeros(3, 1)])
+def test_numbers_of_another_shape_are_refused(build: Callable, labels: torch.Tensor):
+    model = build(LunaForSequenceClassification, num_labels=2, problem_type="regression")
+    with pytest.raises(ValueError, match=r"labels must have the shape \(documents, num_labels\) = \(3, 2\), not"):
+        model(**(labelled_batch(model) | {"labels": labels}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", LOSSES)
+def test_loss_in_other_dtypes(build: Callable, case: str):
+    """In double precision it stays there; in half precision it has the resolution of float32."""
+    for dtype, loss_dtype in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
+        model, batch = loss_case(build, case)
+        assert model.to(dtype)(**batch).loss.dtype == loss_dtype
+
+
 @torch.no_grad()
 @each_head
 def test_no_loss_without_labels(build: Callable, model_class: type, fields: dict):
