@@ -157,7 +157,7 @@ def _paths(task: Task, columns: Columns) -> dict[str, str]:
 
 
 def _rows_of_parquet(task: Task, columns: Columns, path: Path) -> Rows:
-    """The rows of a file, read without `datasets.load_dataset`, whose cache tells a file by its path and time alone."""
+    """The rows of a file; not by `datasets.load_dataset`, whose cache tells files by their path and time alone."""
     try:
         with parquet.ParquetFile(path) as file:
             known = file.schema_arrow.names
