@@ -208,7 +208,7 @@ def test_test_files_of_a_description_may_have_no_labels_or_be_missing(tmp_path: 
         ("a.jsonl", '{"review": "a", "stars": 1}\n{"review": 3, "stars": 1}\n', "PATH, row 2: review is 3, but"),
         ("a.jsonl", '{"review": 3, "stars": 1}\n', "PATH, row 1: review is 3, but must be text."),
         ("a.jsonl", '{"review": "a", "stars": 1}\n{"review": "b"}\n', "PATH, row 2: the label is '', but own has: 1"),
-        ("a.jsonl", "\n\n[1]\n", "PATH, row 1: it must be an object with the names and values of columns."),
+        ("a.jsonl", "\n\n[1]\n", "PATH, row 1: it must be a JSON object with the names and values of the columns."),
         ("a.jsonl", "[" * 10**5, "PATH, line 1: its JSON cannot be read: maximum recursion depth"),
         ("a.jsonl", f'{{"review": {"1" * 5000}}}', "PATH, line 1: its JSON cannot be read: Exceeds the limit"),
         ("a.jsonl", '{"text": "a", "stars": 1}\n', "PATH has no column 'review'. Its columns are: text, stars."),
