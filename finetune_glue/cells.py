@@ -3,6 +3,11 @@
 import dataclasses
 import json
 import math
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,7 +20,8 @@ from finetune_glue.settings import Hyperparameters, settings
 from finetune_glue.tasks import Task
 
 
-LOCK = ".lock"
+LOCK = ".lock"  # held by the process that runs a cell; the system releases it where that process is killed
+BEGUN = "begun.json"  # which process runs a cell; one that is killed leaves it behind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +94,32 @@ class Cell:
         """Delete what an earlier, unfinished or damaged try has left."""
         for name in (RESULT, ERROR):
             (self.folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def running(self, losses: int = 0) -> Iterator[None]:
+        """Note that this process, which has taken the cell, runs it now.
+
+        Args:
+            losses: the number of processes before it that were killed while they ran the cell.
+        """
+        self.clear()
+        begun = {"process": os.getpid(), "host": socket.gethostname(), "time": time.time(), "losses": losses}
+        write_json(self.folder / BEGUN, begun)
+        try:
+            yield
+        finally:
+            (self.folder / BEGUN).unlink(missing_ok=True)
+
+    def loss(self) -> dict | None:
+        """The note of a process that was killed while it ran the cell, for a process that has taken the cell."""
+        try:
+            return json.loads((self.folder / BEGUN).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def finish(self, values: dict):
+        """Write the result; from then on the cell is finished."""
+        write_json(self.folder / RESULT, self.identity() | values)
 
     def take(self) -> FileLock | None:
         """A lock that keeps the cell from other processes; none where one of them has it."""

@@ -1,11 +1,11 @@
 """A folder in the place of a file, as IMDb and RACE are published."""
 
-import json
 from pathlib import Path
 
 from common.errors import UserError
+from finetune_glue.lines import lines_of
 from finetune_glue.rows import Rows
-from finetune_glue.table_files import lines_of, texts_of_row
+from finetune_glue.table_files import parsed_json, texts_of_row
 from finetune_glue.tasks import Task
 
 
@@ -52,10 +52,7 @@ def _read_texts(task: Task, folder: Path, id: int) -> Rows:
 def _read_questions(task: Task, path: Path) -> Rows:
     columns = task.source.file_columns
     assert columns is not None
-    try:
-        article = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON: {error.msg} at column {error.colno}.") from error
+    article = parsed_json(_text(path), path)
     labels = article.get(columns.label) if isinstance(article, dict) else None
     if not labels or not isinstance(labels, list):
         raise UserError(

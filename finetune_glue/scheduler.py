@@ -1,4 +1,8 @@
-"""Which cell is run when and by which process, until each is finished or has failed."""
+"""Which cell is run when and by which process, until each is finished or has failed.
+
+A cell that is being run is locked. One whose process was killed is lost: it is not locked, and neither finished nor
+failed. Whichever process finds it runs it again.
+"""
 
 import gc
 import multiprocessing
@@ -9,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from threading import Thread
@@ -32,6 +36,7 @@ from finetune_glue.training import Split, run_cell
 
 
 WAIT = 1.0  # seconds between two looks at what other processes are doing
+MOST_LOSSES = 2  # processes of a call that a cell may cost, before it counts as failed
 
 
 def run_cells(config: GlueConfig, cells: list[Cell]):
@@ -46,15 +51,15 @@ def run_cells(config: GlueConfig, cells: list[Cell]):
         print(f"{len(cells) - missing} of {len(cells)} cells are finished already", flush=True)
     if not missing:
         return
-    workers = min(config.side_by_side, missing)
+    workers, started = min(config.side_by_side, missing), time.time()
     if workers == 1:
-        Worker(config, cells).work()
+        Worker(config, cells, started).work()
         return
     context = multiprocessing.get_context("spawn")
     processes = []
     for number in range(workers):
         with _environment(number, workers):
-            process = context.Process(target=_work, args=(config, cells))
+            process = context.Process(target=_work, args=(config, cells, started))
             process.start()
         processes.append(process)
     try:
@@ -65,7 +70,7 @@ def run_cells(config: GlueConfig, cells: list[Cell]):
             process.terminate()
     lost = [process.exitcode for process in processes if process.exitcode]
     if lost:
-        print(f"{len(lost)} of {workers} processes ended early, with {lost}: what they ran is missing", flush=True)
+        print(f"{len(lost)} of {workers} processes ended early, with the exit codes {lost}", flush=True)
 
 
 def _clear_damaged(cell: Cell):
@@ -76,12 +81,12 @@ def _clear_damaged(cell: Cell):
         lock.release()
 
 
-def _work(config: GlueConfig, cells: list[Cell]):
+def _work(config: GlueConfig, cells: list[Cell], started: float):
     Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends this process
     set_up_process()
     with report_user_errors():
-        Worker(config, cells, bar=False).work()
+        Worker(config, cells, started, bar=False).work()
 
 
 def _end_with_parent():
@@ -93,13 +98,17 @@ def _end_with_parent():
 
 
 class Worker:
-    """A process, or all processes of one launch together, that runs one cell after the other."""
+    """A process, or all processes of one launch together, that runs one cell after the other.
 
-    def __init__(self, config: GlueConfig, cells: list[Cell], bar: bool = True):
-        self.config, self.cells = config, cells
+    Args:
+        started: when the call began (`time.time`); what has failed since then is not run again.
+        bar: whether it may show its progress in the terminal.
+    """
+
+    def __init__(self, config: GlueConfig, cells: list[Cell], started: float, bar: bool = True):
+        self.config, self.cells, self.started = config, cells, started
         self.state = PartialState(cpu=not torch.cuda.is_available())
         self.bar = bar and self.state.is_main_process and sys.stdout.isatty()
-        self.started = time.time()
         self.tried: set[Path] = set()
         self.loaded: dict[str, TaskData | UserError] = {}
         self.encoded: dict[tuple, dict[str, Split]] = {}
@@ -131,7 +140,7 @@ class Worker:
                 lock = cell.take() if self._is_ready(cell) else None
                 if lock is None:
                     waiting = True
-                elif self._has_ended(cell):  # meanwhile, elsewhere
+                elif self._has_ended(cell) or self._is_given_up(cell):  # meanwhile, elsewhere
                     lock.release()
                 else:
                     return cell, lock
@@ -142,6 +151,23 @@ class Worker:
     def _has_ended(self, cell: Cell) -> bool:
         """Whether a cell is finished, or has failed since this call began."""
         return cell.folder in self.tried or cell.failed_after(self.started) or cell.result() is not None
+
+    def _is_given_up(self, cell: Cell) -> bool:
+        """Whether a cell that is taken has cost this call too many processes; one that was lost is said."""
+        loss = cell.loss()
+        if loss is None:
+            return False
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(loss["time"]))
+        self.say(f"{cell} was lost: process {loss['process']} on {loss['host']} began it at {began} and was killed")
+        if self._losses(loss) < MOST_LOSSES:
+            return False
+        cell.fail("two processes that ran it were killed; perhaps the memory did not suffice.")
+        self.say(f"    failed: it has cost {MOST_LOSSES} processes")
+        return True
+
+    def _losses(self, loss: dict | None) -> int:
+        """The number of processes that a cell has cost since this call began."""
+        return loss["losses"] + 1 if loss and loss["time"] >= self.started else 0
 
     def _is_ready(self, cell: Cell) -> bool:
         """Whether the models that a cell may start from are there."""
@@ -158,46 +184,45 @@ class Worker:
         ended = sum(self._has_ended(other) for other in self.cells)
         self.say(f"cell {ended + 1} of {len(self.cells)}: {cell}{self._time_left()}")
         self.tried.add(cell.folder)
-        if self.state.is_main_process:
-            # What stays where the process is killed: it is not run again by others of this call.
-            cell.fail("the process that ran it ended early")
-        with tqdm(disable=not self.bar, leave=False, unit="step", dynamic_ncols=True) as bar:
+        main = self.state.is_main_process
+        with cell.running(self._losses(cell.loss())) if main else nullcontext():
             try:
-                result = run_cell(
-                    cell,
-                    self._load(cell.task),
-                    diagnostics=self._diagnostics(cell.task),
-                    save_model=self.config.save_models != "none",
-                    init_from=self._start(cell),
-                    trust_remote_code=self.config.trust_remote_code,
-                    per_device_train_batch_size=self.config.per_device_train_batch_size,
-                    mixed_precision=self.config.mixed_precision,
-                    on_progress=lambda step, steps: _show(bar, step, steps),
-                    encoded=self.encoded,
-                )
+                result = self._fine_tuned(cell)
             except Exception as error:
-                # With several processes the others may wait for this one in a collective: only what all of them
-                # see alike can be gone on from.
-                if self.state.num_processes > 1 and not isinstance(error, UserError):
-                    raise
-                bar.close()
                 message = str(error) or repr(error)
-                if self.state.is_main_process:
+                if main:
                     cell.fail(message, traceback.format_exc())
                 self.say(f"    failed: {message}\n    {cell.folder / ERROR} has the details")
-                if is_disk_full(error):
-                    raise  # the others would be trained for nothing
+                # With several processes the others may wait for this one in a collective: only what all of them
+                # see alike can be gone on from. On a full disk they would train for nothing.
+                if is_disk_full(error) or (self.state.num_processes > 1 and not isinstance(error, UserError)):
+                    raise
             else:
-                bar.close()
-                if self.state.is_main_process:
-                    (cell.folder / ERROR).unlink()
+                if main:
                     self._prune(cell)
-                    score, seconds = 100 * result["score"], duration(result["seconds"])
-                    self.say(f"    {cell.task.score_name} {score:.1f} in {seconds}")
+                    self.say(
+                        f"    {cell.task.score_name} {100 * result['score']:.1f} in {duration(result['seconds'])}"
+                    )
             finally:
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
+
+    def _fine_tuned(self, cell: Cell) -> dict:
+        """The result of running a cell."""
+        with tqdm(disable=not self.bar, leave=False, unit="step", dynamic_ncols=True) as bar:
+            return run_cell(
+                cell,
+                self._load(cell.task),
+                diagnostics=self._diagnostics(cell.task),
+                save_model=self.config.save_models != "none",
+                init_from=self._start(cell),
+                trust_remote_code=self.config.trust_remote_code,
+                per_device_train_batch_size=self.config.per_device_train_batch_size,
+                mixed_precision=self.config.mixed_precision,
+                on_progress=lambda step, steps: _show(bar, step, steps),
+                encoded=self.encoded,
+            )
 
     def _load(self, task: Task) -> TaskData:
         """The data of a task, read once."""

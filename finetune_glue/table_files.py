@@ -1,20 +1,18 @@
 """One's own files: CSV, TSV, JSON lines and Parquet, read as a task description says."""
 
-import bz2
-import codecs
 import csv
-import gzip
+import itertools
 import json
-import lzma
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.exceptions import DatasetGenerationError
+import pyarrow
+from pyarrow import parquet
 
 from common.errors import UserError
+from finetune_glue.lines import COMPRESSED, LONGEST_LINE, check_expansion, lines_of
 from finetune_glue.rows import Rows
 from finetune_glue.tasks import Columns, Task
 
@@ -28,7 +26,7 @@ FORMATS = {
     ".ndjson": "json",
     ".parquet": "parquet",
 }
-COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+BATCH = 1024  # rows of a Parquet file that are read at once
 
 
 def read_table(task: Task, path: Path) -> Rows:
@@ -45,13 +43,10 @@ def read_table(task: Task, path: Path) -> Rows:
     columns = task.source.file_columns
     assert columns is not None
     require_file(path)
-    if form in ("json", "parquet"):
-        try:
-            return rows_of_table(task, columns, _load(path, form), str(path))
-        except UnicodeDecodeError as error:
-            if form == "json":
-                _check_json_lines(path)
-            raise UserError(f"{path} holds text that is not UTF-8: {error}.") from error
+    if form == "json":
+        return _rows_of_json(task, columns, path)
+    if form == "parquet":
+        return _rows_of_parquet(task, columns, path)
     lines = _lines_of_csv(path) if form == "csv" else lines_of_tsv(path)
     return _rows_of_lines(task, columns, lines, path)
 
@@ -98,7 +93,7 @@ def lines_of_tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _lines_of_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The number of the last line, and the fields, of each row."""
-    csv.field_size_limit(2**30)
+    csv.field_size_limit(LONGEST_LINE)
     reader = csv.reader((line for _, line in lines_of(path)), strict=True)
     try:
         for fields in reader:
@@ -106,35 +101,6 @@ def _lines_of_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, fields
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not CSV: {error}. Check the quotes.") from error
-
-
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """The number and the text of each line.
-
-    Raises:
-        UserError: for what cannot be read, or is not UTF-8.
-    """
-    try:
-        with COMPRESSED.get(path.suffix, Path.open)(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                yield number, decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, path, number)
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-
-
-def decoded(line: bytes, path: Path, number: int) -> str:
-    """A line as text."""
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UserError(
-                f"{path} is UTF-16. Save it as UTF-8, for example by: iconv -f UTF-16 -t UTF-8 FILE"
-            ) from error
-        raise UserError(
-            f"{path}, line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8. Convert the "
-            "file, for example by: iconv -f WINDOWS-1252 -t UTF-8 FILE"
-        ) from error
 
 
 def _rows_of_lines(task: Task, columns: Columns, lines: Iterator[tuple[int, list[str]]], path: Path) -> Rows:
@@ -190,26 +156,71 @@ def _paths(task: Task, columns: Columns) -> dict[str, str]:
     return dict(zip(task.text_columns + task.choice_columns, columns.text + columns.choices, strict=True))
 
 
-def _load(path: Path, form: str) -> datasets.Dataset:
+def _rows_of_parquet(task: Task, columns: Columns, path: Path) -> Rows:
+    """The rows of a file; not by `datasets.load_dataset`, whose cache tells files by their path and time alone."""
     try:
-        return datasets.load_dataset(form, data_files=str(path), split="train")
-    except (DatasetGenerationError, ValueError, TypeError, OSError, StopIteration) as error:
-        if form == "json" and ".json" not in path.suffixes:
-            _check_json_lines(path)
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        message = str(cause) or "it holds no rows."
-        raise UserError(f"{path} cannot be read as {form}: {message.splitlines()[0]}") from error
+        with parquet.ParquetFile(path) as file:
+            known = file.schema_arrow.names
+            names = _label_names(datasets.Features.from_arrow_schema(file.schema_arrow), columns)
+            records = _records_of_parquet(file, path, _roots(columns, known))
+            return _rows_of_records(task, columns, known, records, str(path), names)
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, ValueError, TypeError, OSError) as error:
+        raise UserError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
 
 
-def _check_json_lines(path: Path):
-    """Raise a `UserError` for the first line that is no JSON; what reads them all at once does not know its number."""
-    for number, line in lines_of(path):
-        try:
-            json.loads(line.rstrip("\r\n") if line.strip() else "null")
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}.") from error
+def _records_of_parquet(file: parquet.ParquetFile, path: Path, columns: list[str]) -> Iterator[dict]:
+    size = 0
+    for batch in file.iter_batches(batch_size=BATCH, columns=columns):
+        size += batch.nbytes
+        check_expansion(path, path.stat().st_size, size)
+        yield from batch.to_pylist()
+
+
+def _rows_of_json(task: Task, columns: Columns, path: Path) -> Rows:
+    """The rows of a file with an object in each line, or with one array of objects."""
+    wanted = {name for path in columns.paths for name in (path, path.partition(".")[0])}
+    known: dict[str, None] = {}
+    records = []
+    for number, record in enumerate(_values_of_json(path), 1):
+        if not isinstance(record, dict):
+            raise UserError(
+                f"{path}, row {number}: it must be a JSON object with the names and values of the columns."
+            )
+        known |= dict.fromkeys(record)
+        records.append({name: record[name] for name in record.keys() & wanted})
+    if not records:
+        raise UserError(f"{path} cannot be read as json: it holds no rows.")
+    return _rows_of_records(task, columns, list(known), records, str(path))
+
+
+def _values_of_json(path: Path) -> Iterator[Any]:
+    lines = lines_of(path, longest=None)
+    first = next(((number, line) for number, line in lines if line.strip()), (1, ""))
+    lines = itertools.chain([first], lines)
+    if first[1].lstrip().startswith("["):
+        yield from parsed_json("".join(line for _, line in lines), path)
+    else:
+        yield from (parsed_json(line.rstrip("\r\n"), path, number) for number, line in lines if line.strip())
+
+
+def parsed_json(text: str, path: Path, first_line: int = 1) -> Any:
+    """The value that a text in JSON stands for.
+
+    Args:
+        path, first_line: where the text stands, for messages.
+
+    Raises:
+        UserError: for what is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise UserError(f"{path}, line {line}: not JSON: {error.msg} at column {error.colno}.") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise UserError(f"{path}, line {first_line}: its JSON cannot be read: {error}.") from error
 
 
 def rows_of_table(task: Task, columns: Columns, table: datasets.Dataset, place: str) -> Rows:
@@ -218,25 +229,47 @@ def rows_of_table(task: Task, columns: Columns, table: datasets.Dataset, place: 
     Args:
         place: of the data set, for messages.
     """
+    known = table.column_names
+    records = table.select_columns(_roots(columns, known))
+    return _rows_of_records(task, columns, known, records, place, _label_names(table.features, columns))
+
+
+def _rows_of_records(
+    task: Task,
+    columns: Columns,
+    known: list[str],
+    records: Iterable[dict],
+    place: str,
+    label_names: list[str] | None = None,
+) -> Rows:
+    """The rows of a table of named and perhaps nested values.
+
+    Args:
+        known: all columns of the table.
+        records: the columns of each row that the task needs; one that is not there is null.
+        label_names: what the labels are called where they are ids.
+    """
     texts: dict[str, list] = {name: [] for name in task.text_columns + task.choice_columns}
     labels: list[Any] = []
-    known = table.column_names
     for path in columns.text + columns.choices:
         if _root(path, known) not in known:
             raise missing_column(place, path, known)
     labelled = _root(columns.label, known) in known
-    needed = [*columns.text, *columns.choices, *([columns.label] if labelled else [])]
-    feature = table.features.get(columns.label)
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    for number, row in enumerate(table.select_columns(list({_root(path, known): None for path in needed})), 1):
-        where = f"{place}, row {number}"
+    roots, count = _roots(columns, known), 0
+    for count, record in enumerate(records, 1):
+        where = f"{place}, row {count}"
+        row = {root: record.get(root) for root in roots}
         for name, value in texts_of_row(task, columns, row, where).items():
             texts[name].append(value)
         if labelled:
             label = _value(row, columns.label, where)
-            labels.append(names[label] if names and label is not None and label >= 0 else label)
-    count = len(table)
+            labels.append(label_names[label] if label_names and label is not None and label >= 0 else label)
     return Rows(place, texts, labels if labelled else None, list(range(count)), range(1, count + 1), "row")
+
+
+def _label_names(features: datasets.Features, columns: Columns) -> list[str] | None:
+    feature = features.get(columns.label)
+    return feature.names if isinstance(feature, datasets.ClassLabel) else None
 
 
 def texts_of_row(task: Task, columns: Columns, row: dict, where: str) -> dict[str, str]:
@@ -268,6 +301,12 @@ def _choices(task: Task, row: dict, columns: Columns, where: str) -> list:
 def _root(path: str, known: list[str]) -> str:
     """The column that a path begins in; a column's own name may hold dots."""
     return path if path in known else path.partition(".")[0]
+
+
+def _roots(columns: Columns, known: list[str]) -> list[str]:
+    """The columns of a table that a task needs, as far as they are there."""
+    roots = {_root(path, known) for path in columns.paths}
+    return [name for name in known if name in roots]
 
 
 def _value(row: Any, path: str, where: str) -> Any:

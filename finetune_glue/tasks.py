@@ -24,6 +24,11 @@ class Columns:
     choices: tuple[str, ...] = ()  # a column for each choice, or one that holds the list of them
     label: str = "label"
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.text, *self.choices, self.label)
+
 
 @dataclass(frozen=True)
 class Source:

@@ -1,6 +1,5 @@
 """One fine-tuning: a cell's model is trained, judged and, if wanted, saved into the cell's folder."""
 
-import dataclasses
 import importlib.metadata
 import platform
 import time
@@ -12,7 +11,7 @@ import numpy as np
 
 import modeling_luna
 from common.errors import UserError
-from common.files import remove_folder, write_folder, write_json, write_text
+from common.files import remove_folder, write_folder, write_text
 from common.hardware import describe_hardware
 from finetune_glue.batches import padding_share
 from finetune_glue.cell_trainer import CellTrainer, Log, Progress
@@ -21,7 +20,7 @@ from finetune_glue.configuration import UNTRAINED
 from finetune_glue.data import TaskData
 from finetune_glue.encoding import EncodedRows, encode
 from finetune_glue.metrics import check_metrics, evaluate, is_constant, predicted, score
-from finetune_glue.results import MODEL, PREDICTIONS, RESULT
+from finetune_glue.results import MODEL, PREDICTIONS
 from finetune_glue.starting_model import StartingModel, load_starting_model
 from finetune_glue.tasks import Task
 
@@ -120,7 +119,7 @@ def run_cell(
         if save_model:
             write_folder(cell.folder / MODEL, lambda folder: _save(start, folder))
         result["seconds"] = round(time.perf_counter() - started, 3)
-        write_json(cell.folder / RESULT, result)
+        cell.finish(result)
     return result
 
 
@@ -187,13 +186,9 @@ def _result(
         for name, grouped in (("random", False), ("grouped", True))
     }
     return {
-        "task": cell.task.name,
-        "model": cell.model,
+        **cell.identity(),
         "model_name": cell.model_name,
         "setting": cell.setting,
-        "hyperparameters": dataclasses.asdict(cell.hyperparameters),
-        "seed": cell.seed,
-        "init_from_task": cell.init_from_task,
         "metrics": metrics,
         "score": score(cell.task, metrics[cell.task.validation_splits[0]]),
         "best_step": trainer.selection.step or trainer.state.global_step,

@@ -1,7 +1,9 @@
 """Data of one's own files and of the Hub: the same rows and ids wherever they come from."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -10,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pytest
 import yaml
 from glue_folder import write_glue_folder
 from hub_stand_in import HubStandIn, hub_stand_in
+from pyarrow import parquet
 
 from common.errors import UserError
+from finetune_glue import lines
 from finetune_glue.data import TaskData, load_task
 from finetune_glue.tasks import GLUE, TASKS, Task, read_task
 
@@ -203,6 +208,9 @@ def test_test_files_of_a_description_may_have_no_labels_or_be_missing(tmp_path: 
         ("a.jsonl", '{"review": "a", "stars": 1}\n{"review": 3, "stars": 1}\n', "PATH, row 2: review is 3, but"),
         ("a.jsonl", '{"review": 3, "stars": 1}\n', "PATH, row 1: review is 3, but must be text."),
         ("a.jsonl", '{"review": "a", "stars": 1}\n{"review": "b"}\n', "PATH, row 2: the label is '', but own has: 1"),
+        ("a.jsonl", "\n\n[1]\n", "PATH, row 1: it must be a JSON object with the names and values of the columns."),
+        ("a.jsonl", "[" * 10**5, "PATH, line 1: its JSON cannot be read: maximum recursion depth"),
+        ("a.jsonl", f'{{"review": {"1" * 5000}}}', "PATH, line 1: its JSON cannot be read: Exceeds the limit"),
         ("a.jsonl", '{"text": "a", "stars": 1}\n', "PATH has no column 'review'. Its columns are: text, stars."),
         ("a.parquet", "not parquet", "PATH cannot be read as parquet: "),
     ],
@@ -211,6 +219,95 @@ def test_what_can_be_wrong_with_own_files(tmp_path: Path, name: str, content: st
     path = write(tmp_path / name, content)
     task = describe(tmp_path, text="review", label="stars", labels=[1, 5], files={"train": name})
     assert error_of(task).startswith(message.replace("PATH", str(path)))
+
+
+DATES = ["2024-05-01", "2024-05-02 10:00:00", "2024-05-03T10:00:00Z"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv", "a.parquet"])
+def test_texts_and_labels_that_look_like_dates_are_texts(tmp_path: Path, name: str) -> None:
+    rows = [{"text": text, "label": f"202{row % 2}-01-01"} for row, text in enumerate(DATES)]
+    if name == "a.jsonl":
+        write_json_lines(tmp_path / name, rows)
+    elif name == "a.parquet":
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / name)
+    else:
+        tab = "\t" if name == "a.tsv" else ","
+        write(tmp_path / name, "".join(f"{tab.join(row)}\n" for row in [rows[0], *(row.values() for row in rows)]))
+    task = describe(tmp_path, text="text", labels=["2020-01-01", "2021-01-01"], files={"train": name})
+    rows = load_task(task, "hub").splits
+    found = sorted((row["text"], row["label"]) for split in rows.values() for row in split)
+    assert found == list(zip(DATES, (0, 1, 0), strict=True))
+
+
+def test_one_array_of_objects_is_read_like_lines(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", "\ufeff" + json.dumps(RATINGS, indent=1))
+    write_json_lines(tmp_path / "a.jsonl", RATINGS)
+    values = {"text": "review", "label": "stars", "labels": [1, 5]}
+    array, lines = (
+        load_task(describe(tmp_path, **values, files={"train": name, "validation": name}), "hub")
+        for name in ("a.json", "a.jsonl")
+    )
+    assert rows_of(array, "train") == rows_of(lines, "train")
+    write(tmp_path / "a.json", json.dumps(RATINGS, indent=1)[:-9])
+    task = describe(tmp_path, **values, files={"train": "a.json"})
+    assert error_of(task).startswith(f"{tmp_path}/a.json, line 16: not JSON: ")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_what_is_read_is_what_a_file_holds_now(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what it held under the same path, time and perhaps size."""
+    path = write_ratings(tmp_path, name)
+    moment = path.stat().st_mtime_ns
+    task = describe(tmp_path, text="review", label="stars", labels=[1, 5], files={"train": name, "validation": name})
+    before = rows_of(load_task(task, "hub"), "train")
+    monkeypatch.setitem(RATINGS[3], "review", "99")
+    write_ratings(tmp_path, name)
+    os.utime(path, ns=(moment, moment))
+    assert rows_of(load_task(task, "hub"), "train") == [*before[:3], before[3] | {"review": "99"}]
+
+
+def compressed_many_times(name: str, head: bytes, piece: bytes, times: int) -> bytes:
+    """A compressed file of a head and many copies of a piece, compressed once."""
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[Path(name).suffix]
+    return compress(head) + compress(piece) * times
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "piece"),
+    [
+        ("a.csv.gz", b"text,label\n", b"\0" * 2**20),
+        ("a.csv.gz", b"text,label\n", b"a nice sentence,1\n" * 2**16),
+        ("a.csv.gz", b'text,label\n"', b"a nice sentence\n" * 2**16),
+        ("a.tsv.xz", b"text\tlabel\n", b"a nice sentence\t1\n" * 2**16),
+        ("a.tsv.bz2", b"text\tlabel\n", b" " * 2**20),
+        ("a.jsonl.gz", b"", b'{"text": "a nice sentence", "label": 1}\n' * 2**15),
+        ("a.json.gz", b"[", b'{"text": "a nice sentence", "label": 1},' * 2**15),
+        ("a.jsonl.gz", b'{"text": "', b"a" * 2**20),
+    ],
+)
+def test_a_compressed_file_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, name: str, head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "UNCHECKED", 2**21)
+    write(tmp_path / name, compressed_many_times(name, head, piece, 2**14))  # 16 GiB
+    task = describe(tmp_path, text="text", labels=[0, 1], files={"train": name})
+    assert error_of(task).startswith(f"{tmp_path}/{name} grows to more than 50 times its size when it is decompressed")
+
+
+def test_a_parquet_file_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    column = pyarrow.array(["a nice sentence " * 64]).take(pyarrow.array([0] * 2**17))
+    table = pyarrow.table({"text": column, "label": [1] * 2**17})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    task = describe(tmp_path, text="text", labels=[0, 1], files={"train": "a.parquet"})
+    assert error_of(task).startswith(f"{tmp_path}/a.parquet grows to more than 50 times its size when it is decompr")
+
+
+def test_a_line_longer_than_any_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines.lines_of, "__defaults__", (1000,))
+    write(tmp_path / "a.tsv", f"text\tlabel\na\t1\n{'a' * 1001}\t1\n")
+    task = describe(tmp_path, text="text", labels=[0, 1], files={"train": "a.tsv"})
+    assert error_of(task) == f"{tmp_path}/a.tsv, line 3 has more than 1,000 bytes: it is no table of texts."
 
 
 def test_a_missing_file_is_named_with_those_beside_it(tmp_path: Path) -> None:

@@ -234,6 +234,27 @@ def test_killed_launcher_leaves_no_process(start: Callable, tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_one_of_two_calls_is_killed_and_the_other_does_the_rest(start: Callable, tmp_path: Path):
+    options = ["--tasks", "mnli,rte,mrpc,cola", "--transfer", "true"]
+    calls = [start(*options) for _ in range(2)]
+    try:
+        begun = tmp_path / "run/cells/luna/mnli/default/seed-1/begun.json"
+        wait_until(begun.exists, 200)
+        killed = json.loads(begun.read_text(encoding="utf-8"))["process"]
+        os.kill(killed, signal.SIGKILL)
+        (left,) = [call for call in calls if call.pid != killed]
+        output, errors = left.communicate(timeout=400)
+    finally:
+        for call in calls:
+            call.kill()
+            call.communicate()
+    assert left.returncode == 0, errors
+    assert f"MNLI · luna · seed 1 was lost: process {killed} on" in output and "failed" not in output
+    assert {name.split("/")[1] for name in results(tmp_path / "run")} == {"mnli", "rte", "mrpc", "cola"}
+    assert results(tmp_path / "run")["luna/rte/default/seed-1"]["init_from_task"] == "mnli"
+
+
+@pytest.mark.slow
 def test_cells_side_by_side_and_transfer(launch: Callable, tmp_path: Path):
     finished = launch("--tasks", "mnli,rte", "--transfer", "true", "--side_by_side", "2", "--save_models", "all")
     assert finished.returncode == 0, finished.stderr

@@ -20,7 +20,7 @@ from finetune_glue.cells import Cell, plan_cells
 from finetune_glue.configuration import GlueConfig
 from finetune_glue.data import TaskData
 from finetune_glue.results import ERROR, MODEL, RESULT
-from finetune_glue.scheduler import Worker, delete_unwanted_models, run_cells
+from finetune_glue.scheduler import delete_unwanted_models, run_cells
 
 
 SCORES = {1: 0.5, 2: 0.9, 3: 0.7}  # of the seeds
@@ -35,8 +35,8 @@ def finish(cell: Cell, **values):
     """Write what a fine-tuning leaves."""
     (cell.folder / MODEL).mkdir(parents=True)
     score = SCORES[cell.seed] + 0.01 * (cell.setting == "learning_rate=2")
-    result = cell.identity() | {"score": score, "seconds": 2.0, "metrics": {}} | values
-    (cell.folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
+    result = {"score": score, "seconds": 2.0, "metrics": {}} | values
+    cell.finish(result)
     return result
 
 
@@ -123,7 +123,7 @@ def test_a_full_disk_ends_the_run(ran: list, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(SystemExit, match="2"), monkeypatch.context() as patch:
         patch.setattr(scheduler, "_end_with_parent", lambda: None)
         patch.setattr(signal, "signal", lambda *_: None)
-        scheduler._work(config(tmp_path), cells)
+        scheduler._work(config(tmp_path), cells, time.time())
 
 
 def test_data_that_cannot_be_read_fail_their_cells_alone(ran: list, tmp_path: Path, monkeypatch, capsys):
@@ -219,14 +219,10 @@ def test_killed_call_loses_one_cell(ran: list, tmp_path: Path, monkeypatch: pyte
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert [cell.result() is not None for cell in cells] == [True, True] + 6 * [False]
-    # Another worker of the same call leaves it to the next call.
-    other = Worker(config(tmp_path), cells)
-    other.started = 0.0
-    other.work()
-    assert [cell.result() is not None for cell in cells] == [True, True, False] + 5 * [True]
+    ran.clear()
     monkeypatch.setattr(scheduler, "run_cell", working)
     run_cells(config(tmp_path), cells)
-    assert all(cell.result() is not None for cell in cells)
+    assert len(ran) == 6 and all(cell.result() is not None for cell in cells)
 
 
 def test_workers_end_with_the_call_that_is_killed(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
