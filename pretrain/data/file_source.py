@@ -111,6 +111,14 @@ def _format(file: str) -> str | None:
     return suffix if suffix in LINE_SUFFIXES else None
 
 
+def reading_of(file: str) -> list[str | None]:
+    """What decides how the bytes of a file are read: its format and its compression."""
+    suffix = _format(file)
+    format = "text" if suffix in TEXT_SUFFIXES else "json" if suffix in JSON_SUFFIXES else suffix
+    compression = os.path.splitext(file.lower())[1]
+    return [format, compression if compression in DECOMPRESSORS else None]
+
+
 def rows_of_file(file: str, source: Source) -> Iterator[Row | BadRecord]:
     """Yields the documents of one file, which must hold some text."""
     suffix = _format(file)
