@@ -70,6 +70,8 @@ def _mode(path: str | Path, access: int) -> int:
         mode = os.stat(path).st_mode
         if not os.access(path, access):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path} is no name of a file under this locale: set PYTHONUTF8=1.") from error
     except ValueError:  # a NUL byte
         return 0
     except OSError as error:
@@ -85,6 +87,13 @@ def make_folder(folder: Path, key: str):
     Raises:
         UserError: where it cannot be made or written.
     """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:  # libraries in Rust take no such path
+        raise UserError(
+            f"{key}: the name of the folder {folder} is not UTF-8, or not read as such under this locale: name another "
+            "one, or set PYTHONUTF8=1."
+        ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -136,9 +145,9 @@ def written_whole(path: Path, suffix: str = PARTIAL) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str):
-    """Write a file beside its place and move it there."""
+    """Write a file beside its place and move it there. Bytes of names that are not UTF-8 are written as escapes."""
     with written_whole(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: object):

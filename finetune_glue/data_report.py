@@ -17,7 +17,7 @@ from statistics import fmean
 
 import datasets
 
-from common.errors import UserError, report_user_errors
+from common.errors import UserError, report_user_errors, say
 from finetune_glue.data import HUB, load_task
 from finetune_glue.glue_files import read_glue_file, task_of_file
 from finetune_glue.rows import to_dataset
@@ -49,9 +49,9 @@ def main(arguments: list[str]):
         raise UserError(f"{options.source} holds no file of a task that is known. Known are GLUE's folders, as CoLA.")
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
     for line in lines:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        say("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
     for note in notes:
-        print(note)
+        say(note)
 
 
 Found = tuple[str, Task, datasets.Dataset, list[str]]

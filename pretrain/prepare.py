@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from common.errors import UserError, report_user_errors
+from common.errors import UserError, report_user_errors, say
 from common.files import (
     PARTIAL,
     DamagedFile,
@@ -93,14 +93,14 @@ def _whole_folder(config: PretrainConfig, identity: dict, quiet: bool) -> Path |
     damaged = damaged_files(folder, fingerprint(identity))
     if damaged:
         if identity["format"] != FORMAT:
-            print(
+            say(
                 f"{folder} was prepared by an earlier version and is damaged: {_listed(damaged)}. The data are "
                 "prepared anew.",
                 file=sys.stderr,
             )
         return None
     if not quiet:
-        print(f"Prepared data found: {folder}", flush=True)
+        say(f"Prepared data found: {folder}")
     return folder
 
 
@@ -112,11 +112,11 @@ def _make(config: PretrainConfig, identity: dict, quiet: bool) -> Path:
         damaged = damaged_files(folder, fingerprint(identity)) if is_folder(folder) else None
         if damaged == []:
             if not quiet:
-                print(f"Prepared data found: {folder}", flush=True)
+                say(f"Prepared data found: {folder}")
             return folder
         partial = folder.with_name(folder.name + PARTIAL)
         if damaged is not None:
-            print(f"{folder} is damaged and is mended: {_listed(damaged)}", file=sys.stderr)
+            say(f"{folder} is damaged and is mended: {_listed(damaged)}", file=sys.stderr)
             _take_apart(folder, damaged, partial)
         with _kept_if_useful(partial):
             _build(config, identity, partial)
@@ -155,7 +155,7 @@ def _kept_if_useful(partial: Path) -> Iterator[None]:
         if isinstance(error, PreparationError) or next(partial.glob("part-*/*.json"), None) is None:
             remove_folder(partial)
         else:
-            print(f"\nWhat is prepared stays in {partial}: the same command goes on from there.", file=sys.stderr)
+            say(f"\nWhat is prepared stays in {partial}: the same command goes on from there.", file=sys.stderr)
         raise
 
 
@@ -227,7 +227,7 @@ def _tokenizer(config: PretrainConfig, partial: Path) -> "PreTrainedTokenizerBas
     if not _is_whole_tokenizer(folder):
         if config.tokenizer is None:
             started = time.perf_counter()
-            print(f"Reading {', '.join(source.path for source in config.sources())}", flush=True)
+            say(f"Reading {', '.join(source.path for source in config.sources())}")
             texts = sample_texts(config.sources(), config.tokenizer_train_megabytes, _num_proc(config))
             size = sum(map(len, texts)) / 1e6
             tokenizer = train_tokenizer((text.decode() for text in texts), config.vocab_size, config.max_length)
@@ -264,13 +264,13 @@ def _write_parts(config: PretrainConfig, identity: dict, settings: ShardSettings
     missing = []
     for part in {part.folder: part for part in parts}.values():
         if part.take_over(Path(config.prepared_dir)):
-            print(f"Taken over from other prepared data: {part.source.path}", flush=True)
+            say(f"Taken over from other prepared data: {part.source.path}")
         part.drop_damaged()
         if not part.is_whole():
             missing.append(part)
     found = sum(len(part.records()) for part in missing)
     if found:
-        print(f"Going on with {found:,} shards that are whole", flush=True)
+        say(f"Going on with {found:,} shards that are whole")
     num_proc = _num_proc(config)
     tasks = (task for part in missing for task in part.tasks(num_proc))
     started = time.perf_counter()
@@ -282,7 +282,7 @@ def _write_parts(config: PretrainConfig, identity: dict, settings: ShardSettings
             bar.update(round(size))
     seconds = time.perf_counter() - started
     if megabytes:
-        print(f"Tokenised {megabytes:.1f} MB in {seconds:.1f} s ({megabytes / seconds:.1f} MB/s)", flush=True)
+        say(f"Tokenised {megabytes:.1f} MB in {seconds:.1f} s ({megabytes / seconds:.1f} MB/s)")
     return parts
 
 
@@ -366,15 +366,15 @@ def _report_left_out(sources: list[Source], parts: list[dict]):
     """Print for each source what of its text was left out or cut."""
     for source, part in zip(sources, parts, strict=True):
         if part["without_text"]:
-            print(f"{source.path}: left out {part['without_text']:,} documents without text", flush=True)
+            say(f"{source.path}: left out {part['without_text']:,} documents without text")
         if part["cut_documents"]:
-            print(f"{source.path}: cut {part['cut_documents']:,} documents that were too long", flush=True)
+            say(f"{source.path}: cut {part['cut_documents']:,} documents that were too long")
         bad = part["bad_records"]
         if bad["count"]:
-            print(f"{source.path}: left out {bad['count']:,} bad records (all in {MANIFEST}):", flush=True)
+            say(f"{source.path}: left out {bad['count']:,} bad records (all in {MANIFEST}):")
         for file, kinds in list(bad["files"].items())[:LISTED]:
             counts = ", ".join(f"{entry['count']:,} {kind}" for kind, entry in kinds.items())
-            print(f"    {file}: {counts}. The first: {next(iter(kinds.values()))['first']}", flush=True)
+            say(f"    {file}: {counts}. The first: {next(iter(kinds.values()))['first']}")
 
 
 def verify(config: PretrainConfig) -> Path:
@@ -405,14 +405,14 @@ def verify(config: PretrainConfig) -> Path:
 def main(arguments: list[str]):
     if "--verify" in arguments:
         config = load_config([argument for argument in arguments if argument != "--verify"])
-        print(f"All files are as they were written: {verify(config)}")
+        say(f"All files are as they were written: {verify(config)}")
         return
     config = load_config(arguments)
     folder = prepare(config)
     splits = read_manifest(folder)["splits"]
     for split in SPLITS:
         print(f"{split}: {splits[split]['documents']:,} documents, {splits[split]['tokens']:,} tokens")
-    print(folder)
+    say(folder)
 
 
 if __name__ == "__main__":

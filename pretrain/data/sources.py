@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.errors import printable
 from pretrain.data.file_source import local_files, reading_of, rows_of_file
 from pretrain.data.python_docs import python_docs_identity, read_python_docs
 from pretrain.data.source_hashes import hashes_of
@@ -196,10 +197,11 @@ def read_documents(source: Source, num_proc: int) -> Iterator[dict[str, str]]:
         yield {"name": document.name, "text": document.text.decode()}
     counts = reader.take_counts()
     if counts.without_text:
-        logger.warning("%s: skipped %d documents without text", source.path, counts.without_text)
+        logger.warning("%s: skipped %d documents without text", printable(source.path), counts.without_text)
     for file, kinds in counts.bad.items():
         for kind, entry in kinds.items():
-            logger.warning("%s: skipped %d records: %s. The first: %s", file, entry["count"], kind, entry["first"])
+            first = printable(f"{kind}. The first: {entry['first']}")
+            logger.warning("%s: skipped %d records: %s", printable(file), entry["count"], first)
 
 
 # What can be read anew by itself: its name, as JSON, and its rows.
