@@ -18,6 +18,7 @@ from common.errors import UserError, is_disk_full
 
 PARTIAL = ".partial"  # suffix of what is still being written; nothing reads such a folder
 FULL = 2**20  # bytes; a disk with less room counts as full
+MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -52,7 +53,7 @@ def is_file(path: str | Path) -> bool:
     Raises:
         UserError: where a folder on the way to it, or the file itself, may not be read.
     """
-    return stat.S_ISREG(_mode(path, os.R_OK))
+    return stat.S_ISREG(_mode(path)) and _granted(path, os.R_OK)
 
 
 def is_folder(path: str | Path) -> bool:
@@ -61,15 +62,24 @@ def is_folder(path: str | Path) -> bool:
     Raises:
         UserError: where a folder on the way to it, or the folder itself, may not be read.
     """
-    return stat.S_ISDIR(_mode(path, os.R_OK | os.X_OK))
+    return stat.S_ISDIR(_mode(path)) and _granted(path, os.R_OK | os.X_OK)
 
 
-def _mode(path: str | Path, access: int) -> int:
-    """The mode of a file or folder, which must grant this access; 0 for what is not there."""
+def check_model_files(folder: str | Path):
+    """
+    Raises:
+        UserError: where the folder of a saved model, or a file of the model, may not be read.
+    """
+    if is_folder(folder):
+        for path in sorted(Path(folder).iterdir()):
+            if path.suffix in MODEL_SUFFIXES:
+                is_file(path)
+
+
+def _mode(path: str | Path) -> int:
+    """The mode of a file or folder; 0 for what is not there."""
     try:
-        mode = os.stat(path).st_mode
-        if not os.access(path, access):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return os.stat(path).st_mode
     except UnicodeEncodeError as error:
         raise UserError(f"{path} is no name of a file under this locale: set PYTHONUTF8=1.") from error
     except ValueError:  # a NUL byte
@@ -78,7 +88,12 @@ def _mode(path: str | Path, access: int) -> int:
         if error.errno in ABSENT:
             return 0
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    return mode
+
+
+def _granted(path: str | Path, access: int) -> bool:
+    if not os.access(path, access, effective_ids=os.access in os.supports_effective_ids):
+        raise UserError(f"{path} cannot be read: {os.strerror(errno.EACCES)}.")
+    return True
 
 
 def make_folder(folder: Path, key: str):
@@ -91,8 +106,8 @@ def make_folder(folder: Path, key: str):
         str(folder).encode()
     except UnicodeEncodeError as error:  # libraries in Rust take no such path
         raise UserError(
-            f"{key}: the name of the folder {folder} is not UTF-8, or not read as such under this locale: name another "
-            "one, or set PYTHONUTF8=1."
+            f"{key}: the name of the folder {folder} is not UTF-8, or not read as such under this locale: name "
+            "another one, or set PYTHONUTF8=1."
         ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +115,7 @@ def make_folder(folder: Path, key: str):
         if is_disk_full(error):
             raise
         raise UserError(f"{key}: the folder {folder} cannot be made ({error.strerror}): name another one.") from error
-    if not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{key}: the folder {folder} cannot be written: name another one.")
 
 

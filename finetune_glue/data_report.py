@@ -18,6 +18,7 @@ from statistics import fmean
 import datasets
 
 from common.errors import UserError, report_user_errors, say
+from common.files import is_file, is_folder
 from finetune_glue.data import HUB, load_task
 from finetune_glue.glue_files import read_glue_file, task_of_file
 from finetune_glue.rows import to_dataset
@@ -67,7 +68,7 @@ def _of_tasks(tasks: list[Task], source: str) -> Iterator[Found]:
 
 
 def _of_files(source: Path) -> Iterator[Found]:
-    if not source.exists():
+    if not is_folder(source) and not is_file(source):
         raise UserError(f"There is no folder or file {source}.")
     paths = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
     described = [read_task(path) for path in sorted(DESCRIPTIONS.glob("*.yaml"))]

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pretrain.configuration import PretrainConfig
-from pretrain.data.file_source import local_files
+from pretrain.data.local_files import local_files
 from pretrain.data.sources import source_identity
 
 

@@ -35,6 +35,7 @@ from common.files import (
     write_folder,
 )
 from pretrain.configuration import PretrainConfig, load_config
+from pretrain.data.local_files import files_elsewhere
 from pretrain.data.manifest import CHECKED, MANIFEST, damaged_files, read_manifest, write_manifest
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.parts import Part, split_statistics
@@ -187,6 +188,9 @@ def _print_rows(config: PretrainConfig, folder: Path):
 def _build(config: PretrainConfig, identity: dict, partial: Path):
     from pretrain.data.tokenizer import row_ends, token_type_of
 
+    for source, text in zip(config.sources(), identity["sources"], strict=True):
+        if text["kind"] == "files" and (elsewhere := files_elsewhere(source)):
+            say(f"{source.path}: links lead to {len(elsewhere):,} files outside of it: {_listed(elsewhere)}")
     tokenizer = _tokenizer(config, partial)
     settings = ShardSettings(
         tokenizer=tokenizer.backend_tokenizer.to_str(),

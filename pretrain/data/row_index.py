@@ -52,7 +52,10 @@ def ensure_index(prepared: Path, packing: str, max_length: int, num_proc: int = 
     that is whole is only read."""
     folder = prepared / "rows" / f"{packing}-{max_length}"
     if damage_of_index(prepared, folder):
-        make_folder(folder.parent, "prepared_dir")
+        try:
+            make_folder(folder.parent, "prepared_dir")
+        except UserError as error:
+            raise UserError(f"{prepared} has no rows {folder.name} yet. {error}") from error
         with locked(folder):
             if damage_of_index(prepared, folder):
                 write_folder(folder, lambda partial: _build(prepared, packing, max_length, num_proc, partial))

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import printable
-from pretrain.data.file_source import local_files, reading_of, rows_of_file
+from pretrain.data.file_source import rows_of_file
+from pretrain.data.local_files import local_files, reading_of
 from pretrain.data.python_docs import python_docs_identity, read_python_docs
 from pretrain.data.source_hashes import hashes_of
 from pretrain.data.text_source import (
