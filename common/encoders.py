@@ -1,6 +1,5 @@
 """What has to be known of an encoder of Transformers before rows are made for it."""
 
-import os
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from common.errors import UserError
+from common.files import check_model_files, is_folder
 
 
 NO_LIMIT = 10**6  # tokenizers without a limit have a larger model_max_length
@@ -19,10 +19,11 @@ def located(name: str, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes for a model: a folder, or an id of the Hub with `@REVISION` after it.
 
     Raises:
-        UserError: where it is neither.
+        UserError: where it is neither, or may not be read.
     """
     arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if os.path.isdir(name):
+    if is_folder(name):
+        check_model_files(name)
         return name, arguments
     hub_id, _, revision = name.partition("@")
     try:

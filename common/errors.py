@@ -1,10 +1,12 @@
 """What the user can mend: shown as one message without a traceback."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 
 EXIT_CODE = 2
@@ -12,6 +14,7 @@ INTERRUPTED = 130  # as shells have it for an interrupt from the keyboard
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 
 
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 LOST_PROCESS = ("gloo/transport", "NCCL error", "Connection closed by peer")  # in the errors of torch.distributed
 
 
@@ -22,6 +25,25 @@ class Stopped(Exception):
 class UserError(ValueError):
     """Wrong input or configuration; the message says what is wrong, where, and what to do."""
 
+    def __init__(self, message: str):
+        name = type(self).__name__
+        if message.startswith(f"Caught {name} in DataLoader worker"):  # behind it comes the traceback of the worker
+            message = message.rpartition(f"{name}: ")[2].strip()
+        super().__init__(message)
+
+
+def say(message: object, file: TextIO | None = None):
+    """Print a message that may hold names or text of the user's, to the standard output if nothing else is named."""
+    print(printable(str(message)), file=file, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text with escapes in place of what a terminal would obey or cannot show; lines and tabs stay."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
 
 @contextmanager
 def report_user_errors(kept: str = "The same command goes on from the last checkpoint.") -> Iterator[None]:
@@ -30,6 +52,8 @@ def report_user_errors(kept: str = "The same command goes on from the last check
     Args:
         kept: what is said of the work so far where something from outside ends the program.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as the standard error has it, for names that are not UTF-8
     try:
         yield
     except UserError as error:
@@ -40,6 +64,8 @@ def report_user_errors(kept: str = "The same command goes on from the last check
         print(f"\nStopped. {kept}", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
+            _end(f"{error.filename} cannot be used: {error.strerror}. Ask its owner, or name another place.")
         if is_disk_full(error):
             _end(
                 f"the disk is full: {error}. Nothing half-written was "
@@ -64,5 +90,5 @@ def is_disk_full(error: Exception) -> bool:
 
 
 def _end(message: str):
-    print(f"\nerror: {message}", file=sys.stderr, flush=True)
+    say(f"\nerror: {message}", file=sys.stderr)
     sys.exit(EXIT_CODE)

@@ -1,19 +1,99 @@
 """Files and folders that are whole or not there."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from filelock import FileLock
 
 from common.errors import UserError, is_disk_full
 
 
 PARTIAL = ".partial"  # suffix of what is still being written; nothing reads such a folder
 FULL = 2**20  # bytes; a disk with less room counts as full
+MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model")
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+class DamagedFile(UserError):
+    """A file that is missing, or has other bytes than were written."""
+
+    @classmethod
+    def at(cls, path: Path, damage: str) -> "DamagedFile":
+        """The error that says what is wrong with a file."""
+        return cls(f"{path} is damaged: {damage}. Run the same command again: it makes what is damaged anew.")
+
+
+@contextmanager
+def read_back(path: Path) -> Iterator[None]:
+    """Name the file that cannot be read back.
+
+    Raises:
+        DamagedFile: where it is not there.
+        UserError: where reading it fails or is not allowed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in ABSENT:
+            raise DamagedFile.at(path, "it is missing") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a path is a file. Unlike `os.path.isfile`, this does not say no where the answer is forbidden.
+
+    Raises:
+        UserError: where a folder on the way to it, or the file itself, may not be read.
+    """
+    return stat.S_ISREG(_mode(path)) and _granted(path, os.R_OK)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a path is a folder. Unlike `os.path.isdir`, this does not say no where the answer is forbidden.
+
+    Raises:
+        UserError: where a folder on the way to it, or the folder itself, may not be read.
+    """
+    return stat.S_ISDIR(_mode(path)) and _granted(path, os.R_OK | os.X_OK)
+
+
+def check_model_files(folder: str | Path):
+    """
+    Raises:
+        UserError: where the folder of a saved model, or a file of the model, may not be read.
+    """
+    if is_folder(folder):
+        for path in sorted(Path(folder).iterdir()):
+            if path.suffix in MODEL_SUFFIXES:
+                is_file(path)
+
+
+def _mode(path: str | Path) -> int:
+    """The mode of a file or folder; 0 for what is not there."""
+    try:
+        return os.stat(path).st_mode
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path} is no name of a file under this locale: set PYTHONUTF8=1.") from error
+    except ValueError:  # a NUL byte
+        return 0
+    except OSError as error:
+        if error.errno in ABSENT:
+            return 0
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _granted(path: str | Path, access: int) -> bool:
+    if not os.access(path, access, effective_ids=os.access in os.supports_effective_ids):
+        raise UserError(f"{path} cannot be read: {os.strerror(errno.EACCES)}.")
+    return True
 
 
 def make_folder(folder: Path, key: str):
@@ -23,13 +103,43 @@ def make_folder(folder: Path, key: str):
         UserError: where it cannot be made or written.
     """
     try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:  # libraries in Rust take no such path
+        raise UserError(
+            f"{key}: the name of the folder {folder} is not UTF-8, or not read as such under this locale: name "
+            "another one, or set PYTHONUTF8=1."
+        ) from error
+    try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if is_disk_full(error):
             raise
         raise UserError(f"{key}: the folder {folder} cannot be made ({error.strerror}): name another one.") from error
-    if not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{key}: the folder {folder} cannot be written: name another one.")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time make a file or folder, which the lock lies beside; others wait.
+
+    Raises:
+        UserError: where the lock may not be made or opened.
+    """
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire()
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UserError(
+            f"{path} has to be made, but {path}.lock cannot be written ({error.strerror}): have its owner make it, or "
+            "name another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -50,14 +160,42 @@ def written_whole(path: Path, suffix: str = PARTIAL) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str):
-    """Write a file beside its place and move it there."""
+    """Write a file beside its place and move it there. Bytes of names that are not UTF-8 are written as escapes."""
     with written_whole(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: object):
     """Write a value as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_checked_json(path: Path, value: dict[str, Any]):
+    """Write a mapping as JSON together with its hash, by which `read_checked_json` knows it again."""
+    write_json(path, {**value, "sha256": _hash_of_json(value)})
+
+
+def read_checked_json(path: Path) -> dict[str, Any]:
+    """The mapping that `write_checked_json` wrote.
+
+    Raises:
+        DamagedFile: where the file is missing or holds something else.
+        UserError: where it cannot be read.
+    """
+    with read_back(path):
+        content = path.read_bytes()
+    try:
+        value = json.loads(content)
+        right = value.pop("sha256") == _hash_of_json(value)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        right = False
+    if not right:
+        raise DamagedFile.at(path, "it is not as it was written")
+    return value
+
+
+def _hash_of_json(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]):

@@ -149,6 +149,8 @@ def parse(key: str, texts: list[str], hint: Any) -> object:
     for text in texts:
         try:
             value = yaml.load(text, _Loader)
+        except yaml.reader.ReaderError:  # a letter that YAML does not know, such as a byte that is not UTF-8
+            value = text
         except yaml.YAMLError as error:
             raise ConfigurationError(f"--{key}: {text!r} is not YAML: {getattr(error, 'problem', error)}.") from error
         typed_as_text = isinstance(value, bool | int | float) and type(value) not in _choices(hint)

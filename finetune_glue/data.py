@@ -9,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from common.errors import UserError
+from common.files import is_folder
 from finetune_glue.folder_files import read_folder
 from finetune_glue.glue_files import LAYOUTS, find_files, read_glue_file
 from finetune_glue.rows import Rows, to_dataset
@@ -87,7 +88,7 @@ def find_task_files(task: Task, source: str) -> dict[str, list[Path]] | None:
         if split in task.test_splits and not any(path.exists() for path in paths):
             continue
         for path in paths:
-            if not path.is_dir():
+            if not is_folder(path):
                 require_file(path)
         found[split] = paths
     return found
@@ -105,7 +106,7 @@ def _file_rows(task: Task, files: dict[str, list[Path]]) -> dict[str, Rows]:
 
 
 def _parts(task: Task, path: Path) -> list[Rows]:
-    return read_folder(task, path) if path.is_dir() else [read_table(task, path)]
+    return read_folder(task, path) if is_folder(path) else [read_table(task, path)]
 
 
 def _joined(parts: list[Rows]) -> Rows:

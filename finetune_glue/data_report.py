@@ -17,7 +17,8 @@ from statistics import fmean
 
 import datasets
 
-from common.errors import UserError, report_user_errors
+from common.errors import UserError, report_user_errors, say
+from common.files import is_file, is_folder
 from finetune_glue.data import HUB, load_task
 from finetune_glue.glue_files import read_glue_file, task_of_file
 from finetune_glue.rows import to_dataset
@@ -49,9 +50,9 @@ def main(arguments: list[str]):
         raise UserError(f"{options.source} holds no file of a task that is known. Known are GLUE's folders, as CoLA.")
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
     for line in lines:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        say("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
     for note in notes:
-        print(note)
+        say(note)
 
 
 Found = tuple[str, Task, datasets.Dataset, list[str]]
@@ -67,7 +68,7 @@ def _of_tasks(tasks: list[Task], source: str) -> Iterator[Found]:
 
 
 def _of_files(source: Path) -> Iterator[Found]:
-    if not source.exists():
+    if not is_folder(source) and not is_file(source):
         raise UserError(f"There is no folder or file {source}.")
     paths = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
     described = [read_task(path) for path in sorted(DESCRIPTIONS.glob("*.yaml"))]

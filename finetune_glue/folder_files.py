@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import is_folder
 from finetune_glue.lines import lines_of
 from finetune_glue.rows import Rows
 from finetune_glue.table_files import parsed_json, texts_of_row
@@ -38,7 +39,7 @@ def _text(path: Path) -> str:
 
 def _read_texts(task: Task, folder: Path, id: int) -> Rows:
     names = dict.fromkeys((task.label_names[id], task.labels[id]))
-    of_label = next((folder / name for name in names if (folder / name).is_dir()), None)
+    of_label = next((folder / name for name in names if is_folder(folder / name)), None)
     if of_label is None:
         raise UserError(
             f"{folder} has no folder {' or '.join(names)}: it must hold one for each label of {task.name}."

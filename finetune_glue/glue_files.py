@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import is_folder
 from finetune_glue.rows import Rows
 from finetune_glue.table_files import lines_of_tsv, missing_column, place_of, require_file, wrong_number_of_columns
 from finetune_glue.tasks import TASKS, Task
@@ -96,7 +97,7 @@ def find_files(task: Task, folder: Path) -> dict[str, Path]:
         UserError: for a missing folder or file, with what was looked for.
     """
     layout = LAYOUTS[task.name]
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(
             f"There is no folder {folder}: --data must be `hub` or the folder that holds the files of GLUE."
         )

@@ -25,7 +25,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from common.durations import duration
-from common.errors import UserError, is_disk_full, report_user_errors
+from common.errors import UserError, is_disk_full, printable, report_user_errors
 from finetune_glue.cells import Cell
 from finetune_glue.configuration import GlueConfig
 from finetune_glue.data import TaskData, load_task
@@ -115,7 +115,7 @@ class Worker:
 
     def say(self, line: str):
         if self.state.is_main_process:
-            print(line, flush=True)
+            print(printable(line), flush=True)
 
     def work(self):
         """Run cells until each has ended here or elsewhere."""

@@ -1,7 +1,6 @@
 """The model that a cell starts from: its tokenizer, its weights, and a new head for the task."""
 
 import inspect
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from transformers import (
 import modeling_luna  # noqa: F401 - makes the Auto classes know Luna
 from common.encoders import NO_LIMIT, fixed_length, located, position_limits
 from common.errors import UserError
+from common.files import is_folder
 from finetune_glue.batches import Collator
 from finetune_glue.configuration import UNTRAINED
 from finetune_glue.tasks import Task
@@ -118,7 +118,7 @@ def check_starting_model(name: str, task: Task, fields: dict, trust_remote_code:
     """
     with _explained(name):
         config, *_ = _opened(name, task, fields, trust_remote_code)
-        if os.path.isdir(name):
+        if is_folder(name):
             _pretrained(name, config, task, device_map="meta", trust_remote_code=trust_remote_code)
 
 

@@ -12,6 +12,7 @@ import pyarrow
 from pyarrow import parquet
 
 from common.errors import UserError
+from common.files import is_file
 from finetune_glue.lines import COMPRESSED, LONGEST_LINE, check_expansion, lines_of
 from finetune_glue.rows import Rows
 from finetune_glue.tasks import Columns, Task
@@ -62,7 +63,7 @@ def file_format(path: Path) -> str:
 
 def require_file(path: Path):
     """Raise a `UserError` where there is no such file; it names those beside it."""
-    if path.is_file():
+    if is_file(path):
         return
     if path.is_symlink() or path.exists():
         what = "a folder" if path.is_dir() else "no file" if path.exists() else "a link to what is not there"

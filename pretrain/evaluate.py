@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError, report_user_errors
+from common.errors import UserError, report_user_errors, say
 from common.files import make_folder, write_json, write_text
 from common.launcher import end_with_launcher
 
@@ -158,7 +158,7 @@ def main(options: argparse.Namespace) -> int:
     with processes(options.device) as state:
         results = compare(options, lambda results: write_files(results, options.output))
         if state.is_main_process:
-            print(f"\n{markdown(results)}", flush=True)
+            say(f"\n{markdown(results)}")
         state.wait_for_everyone()  # one that ended with an error code would have the launcher end the others
     return SOME_FAILED if any(model["errors"] for model in results["models"]) else 0
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import modeling_luna
 from common.citation import LUNA
 from common.durations import duration
+from common.errors import printable
 from common.hardware import describe_hardware
 from pretrain.batches import BatchSizes
 from pretrain.configuration import PretrainConfig
@@ -75,7 +76,7 @@ def write_card(folder: Path, model: PreTrainedModel, origin: Origin, progress: P
         metrics = [_of_average(record) for record in metrics]
     axis = "tokens" if _last(metrics, "tokens") else "step"  # somebody may have taken the metrics away
     draw_curves({_name(origin.config): metrics}, folder / CURVES_FILE, [_entropy(origin)], axis)
-    ModelCard(model_card(model, origin, progress, metrics)).save(folder / REPOCARD_NAME)
+    ModelCard(printable(model_card(model, origin, progress, metrics))).save(folder / REPOCARD_NAME)
 
 
 def model_card(model: PreTrainedModel, origin: Origin, progress: Progress, metrics: list[dict]) -> str:

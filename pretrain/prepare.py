@@ -11,37 +11,55 @@ hashes all.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
 from tqdm import tqdm
 
-from common.errors import UserError, report_user_errors
-from common.files import PARTIAL, make_folder, publish_folder, remove_folder, write_folder, write_json
+from common.errors import UserError, report_user_errors, say
+from common.files import (
+    PARTIAL,
+    DamagedFile,
+    is_folder,
+    locked,
+    make_folder,
+    publish_folder,
+    read_checked_json,
+    remove_folder,
+    write_checked_json,
+    write_folder,
+)
 from pretrain.configuration import PretrainConfig, load_config
+from pretrain.data.local_files import files_elsewhere
+from pretrain.data.manifest import CHECKED, MANIFEST, damaged_files, read_manifest, write_manifest
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.parts import Part, split_statistics
 from pretrain.data.row_index import damage_of_index, ensure_index
-from pretrain.data.shards import HASH_RANGE, SPLITS, ShardSettings, ShardWriter, hash_file, map_shard, shard_path
-from pretrain.data.sources import Counts, Source, SourceError, source_identity
+from pretrain.data.shard_file import SPLITS, Shard, hash_file, shard_path
+from pretrain.data.shards import HASH_RANGE, ShardSettings, ShardWriter
+from pretrain.data.sources import Counts, Source, SourceError
 from pretrain.data.workers import shared_out
+from pretrain.identity import (
+    FORMAT,
+    corpus_identity,
+    fingerprint,
+    former_identity,
+    has_changed,
+    prepared_folder,
+    texts_of,
+)
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 2  # of a prepared folder; raise it when its meaning changes
-MANIFEST = "manifest.json"
-CHECKED = "checked.json"  # for each file the time of its last change when its bytes were found to be right
 TOKENIZER = "tokenizer"
+TOKENIZER_FILES = "files.json"  # the hashes of the others, for a preparation that goes on
 LISTED = 10  # damaged files, or files with bad records, that a message names
 
 
@@ -52,118 +70,65 @@ class PreparationError(UserError):
 def prepare(config: PretrainConfig, quiet: bool = False) -> Path:
     """Return the prepared folder of a configuration, making it where it is not there or not whole.
 
-    Processes that call this at the same time wait for the one that came first, on a lock and not in a collective
-    operation that would time out.
+    Data that are whole are only read: the folder may be another user's. Processes that find none wait for the one that
+    came first, on a lock and not in a collective operation that would time out.
     """
     identity = corpus_identity(config)
-    folder = prepared_folder(config, identity)
-    make_folder(folder.parent, "prepared_dir")
-    with FileLock(f"{folder}.lock"):
-        damaged = _damaged_files(folder) if folder.exists() else None
-        if damaged == []:
-            if not quiet:
-                print(f"Prepared data found: {folder}", flush=True)
-        else:
-            partial = folder.with_name(folder.name + PARTIAL)
-            if damaged is not None:
-                print(f"{folder} is damaged and is mended: {_listed(damaged)}", file=sys.stderr)
-                _take_apart(folder, damaged, partial)
-            with _kept_if_useful(partial):
-                _build(config, identity, partial)
-                publish_folder(partial, folder)
-        _refuse_bad_records(config.sources(), read_manifest(folder))
-        if config.packing != "stream":
-            ensure_index(folder, config.packing, config.max_length, _num_proc(config))
+    folder = _whole_folder(config, identity, quiet) or _make(config, identity, quiet)
+    _refuse_bad_records(config.sources(), read_manifest(folder))
+    if config.packing != "stream":
+        ensure_index(folder, config.packing, config.max_length, _num_proc(config))
     if not quiet:
         _print_rows(config, folder)
     return folder
 
 
-def read_manifest(folder: Path) -> dict:
-    """What a prepared folder holds."""
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+def _whole_folder(config: PretrainConfig, identity: dict, quiet: bool) -> Path | None:
+    """The folder that is there and whole, also one of the former format, in which nothing can be mended."""
+    folder = prepared_folder(config, identity)
+    if not is_folder(folder):
+        identity = former_identity(config, identity)
+        folder = prepared_folder(config, identity)
+        if not is_folder(folder):
+            return None
+    damaged = damaged_files(folder, fingerprint(identity))
+    if damaged:
+        if identity["format"] != FORMAT:
+            say(
+                f"{folder} was prepared by an earlier version and is damaged: {_listed(damaged)}. The data are "
+                "prepared anew.",
+                file=sys.stderr,
+            )
+        return None
+    if not quiet:
+        say(f"Prepared data found: {folder}")
+    return folder
 
 
-def corpus_identity(config: PretrainConfig) -> dict:
-    """All that the prepared bytes depend on, as JSON."""
-    return {
-        "format": FORMAT,
-        "sources": [source_identity(source) | {"weight": source.weight} for source in config.sources()],
-        "tokenizer": _tokenizer_identity(config),
-        "validation_share": config.validation_share,
-    }
-
-
-def prepared_folder(config: PretrainConfig, identity: dict) -> Path:
-    """Where the corpus with an identity lies."""
-    return Path(config.prepared_dir) / f"{_short_name(config)}-{_fingerprint(identity)}"
-
-
-def _fingerprint(identity: dict) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _tokenizer_identity(config: PretrainConfig) -> dict:
-    if config.tokenizer is None:
-        return {
-            "trained": True,
-            "vocab_size": config.vocab_size,
-            "megabytes": config.tokenizer_train_megabytes,
-        }
-    from pretrain.data.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(config.tokenizer)
-    config.model_configuration(
-        len(tokenizer)
-    )  # refuses one that is larger than the model's vocabulary, before any reading
-    content = json.dumps([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map], sort_keys=True)
-    return {"trained": False, "sha256": hashlib.sha256(content.encode()).hexdigest()}
-
-
-def _short_name(config: PretrainConfig) -> str:
-    path = config.sources()[0].path
-    words = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in path).strip("-.")
-    return words[-40:] or "text"
+def _make(config: PretrainConfig, identity: dict, quiet: bool) -> Path:
+    """Make the prepared folder, unless another process does."""
+    folder = prepared_folder(config, identity)
+    make_folder(folder.parent, "prepared_dir")
+    with locked(folder):
+        damaged = damaged_files(folder, fingerprint(identity)) if is_folder(folder) else None
+        if damaged == []:
+            if not quiet:
+                say(f"Prepared data found: {folder}")
+            return folder
+        partial = folder.with_name(folder.name + PARTIAL)
+        if damaged is not None:
+            say(f"{folder} is damaged and is mended: {_listed(damaged)}", file=sys.stderr)
+            _take_apart(folder, damaged, partial)
+        with _kept_if_useful(partial):
+            _build(config, identity, partial)
+            if has_changed(config, identity):
+                raise PreparationError("The text was changed while it was prepared: run the same command again.")
+            publish_folder(partial, folder)
+    return folder
 
 
 def _num_proc(config: PretrainConfig) -> int:
     return config.num_proc or len(os.sched_getaffinity(0))
-
-
-def _damaged_files(folder: Path, all_bytes: bool = False) -> list[str]:
-    """The files of a prepared folder that are missing or have other bytes than were written.
-
-    Args:
-        all_bytes: whether files that were not changed since they were found to be right are read as well.
-    """
-    try:
-        manifest = read_manifest(folder)
-        right = manifest.pop("sha256") == _hash_of_manifest(manifest)
-    except (OSError, ValueError, KeyError, AttributeError):
-        right = False
-    if not right:
-        return [MANIFEST]
-    try:
-        checked = {} if all_bytes else json.loads((folder / CHECKED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        checked = {}
-    damaged, times = [], {}
-    for name, facts in manifest["files"].items():
-        path = folder / name
-        times[name] = path.stat().st_mtime_ns if path.exists() else None
-        if (
-            times[name] is None
-            or path.stat().st_size != facts["size"]
-            or (times[name] != checked.get(name) and hash_file(path) != facts["xxh3"])
-        ):
-            damaged.append(name)
-    if not damaged and times != checked:
-        write_json(folder / CHECKED, times)
-    return damaged
-
-
-def _hash_of_manifest(manifest: dict) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _listed(names: list[str]) -> str:
@@ -191,7 +156,7 @@ def _kept_if_useful(partial: Path) -> Iterator[None]:
         if isinstance(error, PreparationError) or next(partial.glob("part-*/*.json"), None) is None:
             remove_folder(partial)
         else:
-            print(f"\nWhat is prepared stays in {partial}: the same command goes on from there.", file=sys.stderr)
+            say(f"\nWhat is prepared stays in {partial}: the same command goes on from there.", file=sys.stderr)
         raise
 
 
@@ -223,6 +188,9 @@ def _print_rows(config: PretrainConfig, folder: Path):
 def _build(config: PretrainConfig, identity: dict, partial: Path):
     from pretrain.data.tokenizer import row_ends, token_type_of
 
+    for source, text in zip(config.sources(), identity["sources"], strict=True):
+        if text["kind"] == "files" and (elsewhere := files_elsewhere(source)):
+            say(f"{source.path}: links lead to {len(elsewhere):,} files outside of it: {_listed(elsewhere)}")
     tokenizer = _tokenizer(config, partial)
     settings = ShardSettings(
         tokenizer=tokenizer.backend_tokenizer.to_str(),
@@ -230,17 +198,17 @@ def _build(config: PretrainConfig, identity: dict, partial: Path):
         end=row_ends(tokenizer)[1],
         threshold=int(config.validation_share * HASH_RANGE),
     )
-    parts = _write_parts(config, settings, partial)
+    parts = _write_parts(config, identity, settings, partial)
     threshold = _threshold(parts, settings.threshold)
     if threshold != settings.threshold:
         other_parts = {part.folder for part in parts}
         settings = dataclasses.replace(settings, threshold=threshold)
-        parts = _write_parts(config, settings, partial)
+        parts = _write_parts(config, identity, settings, partial)
         for folder in other_parts:  # not before: an interruption must not lead back to them
             remove_folder(folder)
 
     manifest = {
-        "fingerprint": _fingerprint(identity),
+        "fingerprint": fingerprint(identity),
         "identity": identity,
         "sources": [dataclasses.asdict(source) for source in config.sources()],
         "parts": [_described(part) for part in parts],
@@ -252,9 +220,7 @@ def _build(config: PretrainConfig, identity: dict, partial: Path):
         "files": _files(parts, partial),
     }
     _report_left_out(config.sources(), manifest["parts"])
-    write_json(partial / MANIFEST, {**manifest, "sha256": _hash_of_manifest(manifest)})
-    times = {name: (partial / name).stat().st_mtime_ns for name in manifest["files"]}
-    write_json(partial / CHECKED, times)
+    write_manifest(partial, manifest)
 
 
 def _tokenizer(config: PretrainConfig, partial: Path) -> "PreTrainedTokenizerBase":
@@ -262,10 +228,10 @@ def _tokenizer(config: PretrainConfig, partial: Path) -> "PreTrainedTokenizerBas
     from pretrain.data.tokenizer import load_tokenizer, sample_texts, train_tokenizer
 
     folder = partial / TOKENIZER
-    if not folder.exists():
+    if not _is_whole_tokenizer(folder):
         if config.tokenizer is None:
             started = time.perf_counter()
-            print(f"Reading {', '.join(source.path for source in config.sources())}", flush=True)
+            say(f"Reading {', '.join(source.path for source in config.sources())}")
             texts = sample_texts(config.sources(), config.tokenizer_train_megabytes, _num_proc(config))
             size = sum(map(len, texts)) / 1e6
             tokenizer = train_tokenizer((text.decode() for text in texts), config.vocab_size, config.max_length)
@@ -276,23 +242,39 @@ def _tokenizer(config: PretrainConfig, partial: Path) -> "PreTrainedTokenizerBas
             )
         else:
             tokenizer = load_tokenizer(config.tokenizer)
-        write_folder(folder, tokenizer.save_pretrained)
+        write_folder(folder, lambda partial: _save_tokenizer(tokenizer, partial))
     return load_tokenizer(str(folder))
 
 
-def _write_parts(config: PretrainConfig, settings: ShardSettings, partial: Path) -> list[Part]:
+def _save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path):
+    tokenizer.save_pretrained(folder)
+    write_checked_json(folder / TOKENIZER_FILES, {path.name: hash_file(path) for path in folder.iterdir()})
+
+
+def _is_whole_tokenizer(folder: Path) -> bool:
+    try:
+        hashes = read_checked_json(folder / TOKENIZER_FILES)
+    except DamagedFile:
+        return False
+    return all((folder / name).exists() and hash_file(folder / name) == right for name, right in hashes.items())
+
+
+def _write_parts(config: PretrainConfig, identity: dict, settings: ShardSettings, partial: Path) -> list[Part]:
     """Tokenise all sources, but for the shards that are there, or in another prepared folder."""
-    parts = [Part.of(source, settings, partial, FORMAT) for source in config.sources()]
+    parts = [
+        Part.of(source, text, settings, partial, FORMAT)
+        for source, text in zip(config.sources(), texts_of(identity), strict=True)
+    ]
     missing = []
     for part in {part.folder: part for part in parts}.values():
         if part.take_over(Path(config.prepared_dir)):
-            print(f"Taken over from other prepared data: {part.source.path}", flush=True)
+            say(f"Taken over from other prepared data: {part.source.path}")
         part.drop_damaged()
         if not part.is_whole():
             missing.append(part)
     found = sum(len(part.records()) for part in missing)
     if found:
-        print(f"Going on with {found:,} shards that are whole", flush=True)
+        say(f"Going on with {found:,} shards that are whole")
     num_proc = _num_proc(config)
     tasks = (task for part in missing for task in part.tasks(num_proc))
     started = time.perf_counter()
@@ -304,7 +286,7 @@ def _write_parts(config: PretrainConfig, settings: ShardSettings, partial: Path)
             bar.update(round(size))
     seconds = time.perf_counter() - started
     if megabytes:
-        print(f"Tokenised {megabytes:.1f} MB in {seconds:.1f} s ({megabytes / seconds:.1f} MB/s)", flush=True)
+        say(f"Tokenised {megabytes:.1f} MB in {seconds:.1f} s ({megabytes / seconds:.1f} MB/s)")
     return parts
 
 
@@ -358,14 +340,14 @@ def _described(part: Part) -> dict:
 
 
 def _statistics(parts: list[Part], token_type: str, vocab_size: int) -> dict[str, dict]:
-    shards = [(part.folder, number, record) for part in parts for number, record in part.records().items()]
+    records = [(part.folder, number, record) for part in parts for number, record in part.records().items()]
     return {
         split: split_statistics(
             (
-                map_shard(shard_path(folder, number), record["splits"], token_type)[split]
-                for folder, number, record in shards
+                Shard(shard_path(folder, number), record["splits"], token_type, record["file"]).arrays(split)
+                for folder, number, record in records
             ),
-            sum(record["splits"][split]["bytes"] for _, _, record in shards),
+            sum(record["splits"][split]["bytes"] for _, _, record in records),
             vocab_size,
         )
         for split in SPLITS
@@ -388,15 +370,15 @@ def _report_left_out(sources: list[Source], parts: list[dict]):
     """Print for each source what of its text was left out or cut."""
     for source, part in zip(sources, parts, strict=True):
         if part["without_text"]:
-            print(f"{source.path}: left out {part['without_text']:,} documents without text", flush=True)
+            say(f"{source.path}: left out {part['without_text']:,} documents without text")
         if part["cut_documents"]:
-            print(f"{source.path}: cut {part['cut_documents']:,} documents that were too long", flush=True)
+            say(f"{source.path}: cut {part['cut_documents']:,} documents that were too long")
         bad = part["bad_records"]
         if bad["count"]:
-            print(f"{source.path}: left out {bad['count']:,} bad records (all in {MANIFEST}):", flush=True)
+            say(f"{source.path}: left out {bad['count']:,} bad records (all in {MANIFEST}):")
         for file, kinds in list(bad["files"].items())[:LISTED]:
             counts = ", ".join(f"{entry['count']:,} {kind}" for kind, entry in kinds.items())
-            print(f"    {file}: {counts}. The first: {next(iter(kinds.values()))['first']}", flush=True)
+            say(f"    {file}: {counts}. The first: {next(iter(kinds.values()))['first']}")
 
 
 def verify(config: PretrainConfig) -> Path:
@@ -405,13 +387,21 @@ def verify(config: PretrainConfig) -> Path:
     Raises:
         PreparationError: where the folder is not there or a file has other bytes than were written.
     """
-    folder = prepared_folder(config, corpus_identity(config))
-    if not folder.exists():
-        raise PreparationError(f"There are no prepared data {folder} to verify.")
-    damaged = _damaged_files(folder, all_bytes=True)
-    damaged += [str(index.relative_to(folder)) for index in sorted(folder.glob("rows/*/")) if damage_of_index(index)]
+    identity = corpus_identity(config)
+    if not is_folder(prepared_folder(config, identity)):
+        identity = former_identity(config, identity)
+    folder = prepared_folder(config, identity)
+    if not is_folder(folder):
+        raise PreparationError(f"There are no prepared data {prepared_folder(config, identity)} to verify.")
+    damaged = damaged_files(folder, fingerprint(identity), all_bytes=True)
+    damaged += [
+        str(index.relative_to(folder))
+        for index in sorted(folder.glob("rows/*/"))
+        if MANIFEST not in damaged and damage_of_index(folder, index)
+    ]
     if damaged:
-        (folder / CHECKED).unlink(missing_ok=True)
+        with suppress(OSError):  # another user's
+            (folder / CHECKED).unlink(missing_ok=True)
         raise PreparationError(f"{folder} is damaged: {_listed(damaged)}. The next preparation mends it.")
     return folder
 
@@ -419,14 +409,14 @@ def verify(config: PretrainConfig) -> Path:
 def main(arguments: list[str]):
     if "--verify" in arguments:
         config = load_config([argument for argument in arguments if argument != "--verify"])
-        print(f"All files are as they were written: {verify(config)}")
+        say(f"All files are as they were written: {verify(config)}")
         return
     config = load_config(arguments)
     folder = prepare(config)
     splits = read_manifest(folder)["splits"]
     for split in SPLITS:
         print(f"{split}: {splits[split]['documents']:,} documents, {splits[split]['tokens']:,} tokens")
-    print(folder)
+    say(folder)
 
 
 if __name__ == "__main__":

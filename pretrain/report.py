@@ -15,7 +15,7 @@ import torch
 from matplotlib.backend_bases import FigureCanvasBase
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from common.errors import UserError, report_user_errors
+from common.errors import UserError, report_user_errors, say
 from common.files import make_folder, write_json
 from common.yaml_config import read_json
 from pretrain.curves import AXES, draw_curves
@@ -178,7 +178,7 @@ Training speed    {speed}""")
         print("\nMasked sentences from validation documents, and the model's first guesses:")
     for example in filled:
         guesses = ", ".join(f"{word} ({probability:.0%})" for word, probability in example.guesses)
-        print(f"\n  {example.sentence}\n    guesses: {guesses}   [was: {example.answer}]")
+        say(f"\n  {example.sentence}\n    guesses: {guesses}   [was: {example.answer}]")
     print(f"""
 Curves    {run / CURVES_FILE}
 Metrics   {run / METRICS_FILE}

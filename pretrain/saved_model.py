@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
+from common.files import check_model_files, is_folder
 from common.yaml_config import ConfigurationError, read_json, suggest
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import IGNORED_MODEL_KEYS, PretrainConfig
@@ -33,8 +34,10 @@ def saved_folder(init_from: str) -> Path:
 
     Raises:
         ConfigurationError: where it is neither a folder nor on the Hub.
+        UserError: where it may not be read.
     """
-    if Path(init_from).is_dir():
+    if is_folder(init_from):
+        check_model_files(init_from)
         return Path(init_from)
     model_id, _, revision = init_from.partition("@")
     try:

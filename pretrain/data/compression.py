@@ -7,7 +7,7 @@ import lzma
 import os
 import zlib
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import zstandard
 
@@ -61,7 +61,7 @@ DECOMPRESSORS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def open_bytes(file: str) -> IO[bytes]:
+def open_bytes(file: str) -> io.BufferedReader:
     """Opens a file of bytes, decompressed if its last suffix says so."""
     decompress = DECOMPRESSORS.get(os.path.splitext(file.lower())[1])
     return decompress(file) if decompress else open(file, "rb")

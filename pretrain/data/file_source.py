@@ -4,116 +4,54 @@ All are read piece by piece, so that the memory is bounded whatever the size of 
 cannot be read becomes a `BadRecord` between the documents, and reading goes on behind it.
 """
 
+import codecs
 import csv
-import glob
 import json
 import os
 import re
+import shlex
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 
-from pretrain.data.compression import DECOMPRESSION_ERRORS, DECOMPRESSORS, open_bytes
+from pretrain.data.compression import DECOMPRESSION_ERRORS, open_bytes
+from pretrain.data.local_files import CSV_DELIMITERS, JSON_SUFFIXES, PARQUET_SUFFIX, format_of
 from pretrain.data.text_source import (
     MAX_DOCUMENT_BYTES,
     MAX_RECORD_BYTES,
     BadRecord,
     Row,
     Source,
-    SourceError,
     cut_place,
     missing_column,
+    repeated_column,
     text_row,
     too_long,
 )
 
 
-TEXT_SUFFIXES = (".txt", ".text", ".md")
-JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-CSV_DELIMITERS = {".csv": ",", ".tsv": "\t"}
-PARQUET_SUFFIX = ".parquet"
-LINE_SUFFIXES = (*TEXT_SUFFIXES, *JSON_SUFFIXES, *CSV_DELIMITERS)
-SUPPORTED_SUFFIXES = (
-    f"{', '.join([*LINE_SUFFIXES, PARQUET_SUFFIX])}; "
-    f"all but {PARQUET_SUFFIX} also with .gz, .bz2, .xz or .zst after it"
-)
-
-HUB_ID = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*)?")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = codecs.BOM_UTF8
+# Encodings of two or four bytes a letter, and what a file of them may begin with; those of four are to be tried first.
+WIDE_ENCODINGS = {
+    "UTF-32LE": codecs.BOM_UTF32_LE,
+    "UTF-32BE": codecs.BOM_UTF32_BE,
+    "UTF-16LE": codecs.BOM_UTF16_LE,
+    "UTF-16BE": codecs.BOM_UTF16_BE,
+}
+DECOMPRESSING_COMMANDS = {".gz": "gzip -dc", ".bz2": "bzip2 -dc", ".xz": "xz -dc", ".zst": "zstd -dc"}
+SAMPLE_BYTES = 2**12  # by which an encoding is told
+FEWEST_SPACES = 0.01  # share of the letters of such text
 LOOKAHEAD_BYTES = 2**20
 PARQUET_BATCH_ROWS = 1000
 PARQUET_BATCH_BYTES = 8 * 2**20
 
 
-def local_files(source: Source) -> list[str] | None:
-    """Lists the files that a local path stands for, sorted; None if it can only be an id of the Hub.
-
-    Raises:
-        SourceError: There are none, or none that can be read.
-    """
-    path = os.path.expanduser(source.path)
-    if os.path.isfile(path):
-        if _format(path) is None:
-            raise SourceError(f"{path}: this kind of file is not supported. Supported are {SUPPORTED_SUFFIXES}")
-        return [path]
-    if os.path.isdir(path):
-        return _supported_files(_files_below(path), f"The folder {path}")
-    if glob.has_magic(path):
-        return _supported_files(glob.glob(path, recursive=True), f"The pattern {path} (from {os.getcwd()})")
-    if not HUB_ID.fullmatch(path) or _format(path) is not None:
-        raise SourceError(f"{path}: no such file or folder (from {os.getcwd()})")
-    return None
-
-
-def _files_below(folder: str) -> Iterator[str]:
-    """Yields the files that are not hidden, at all depths and through links, each folder once.
-
-    Raises:
-        SourceError: A folder cannot be listed.
-    """
-
-    def refuse(error: OSError):
-        raise SourceError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
-
-    seen = set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        if os.path.realpath(parent) in seen:
-            subfolders.clear()
-            continue
-        seen.add(os.path.realpath(parent))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
-
-
-def _supported_files(files: Iterable[str], place: str) -> list[str]:
-    """Sorts out folders, pipes and the like, and files of other kinds."""
-    supported = sorted(file for file in files if _format(file) is not None)
-    dangling = next((file for file in supported if not os.path.exists(file)), None)
-    if dangling is not None:
-        raise SourceError(f"{dangling}: what this link stands for is not there. Mend or remove the link")
-    supported = [file for file in supported if os.path.isfile(file)]
-    if not supported:
-        raise SourceError(f"{place} holds no file that can be read. Supported are {SUPPORTED_SUFFIXES}")
-    return supported
-
-
-def _format(file: str) -> str | None:
-    """The suffix that says how a file is written, before that of the compression; None if unsupported."""
-    name = file.lower()
-    if name.endswith(PARQUET_SUFFIX):
-        return PARQUET_SUFFIX
-    stem, suffix = os.path.splitext(name)
-    if suffix in DECOMPRESSORS:
-        suffix = os.path.splitext(stem)[1]
-    return suffix if suffix in LINE_SUFFIXES else None
-
-
 def rows_of_file(file: str, source: Source) -> Iterator[Row | BadRecord]:
     """Yields the documents of one file, which must hold some text."""
-    suffix = _format(file)
+    suffix = format_of(file)
     if suffix == PARQUET_SUFFIX:
         rows = _rows_of_parquet(file, source.text_column)
     elif suffix in JSON_SUFFIXES:
@@ -150,6 +88,11 @@ def _lines(file: str, whole: bool) -> Iterator[_Line | BadRecord]:
     number, rest, damage = 1, b"", None
     try:
         with open_bytes(file) as stream:
+            encoding = _wide_encoding(stream.peek(SAMPLE_BYTES)[:SAMPLE_BYTES])
+            if encoding is not None:
+                message = f"{file}: the text is {encoding}, not UTF-8. {_conversion(file, encoding)}"
+                yield BadRecord(file, "not UTF-8", message)
+                return
             at_start = True
             while data := stream.readline(limit - len(rest)):
                 goes_on = len(data) == limit - len(rest) and not data.endswith(b"\n")
@@ -184,6 +127,38 @@ def _damage(file: str, error: Exception) -> BadRecord:
     return BadRecord(file, "damaged file", message)
 
 
+def _wide_encoding(start: bytes) -> str | None:
+    """The encoding of text of two or four bytes a letter, by its byte order mark, or by the zero bytes of ASCII."""
+    for encoding, mark in WIDE_ENCODINGS.items():
+        if start.startswith(mark):
+            return encoding
+    if b"\0" not in start:
+        return None
+    shares = {encoding: _share_of_spaces(start, encoding) for encoding in WIDE_ENCODINGS}
+    likeliest = max(shares, key=shares.__getitem__)
+    return likeliest if shares[likeliest] >= FEWEST_SPACES else None
+
+
+def _share_of_spaces(start: bytes, encoding: str) -> float:
+    """The share of the letters that are spaces or line ends, if text is read in an encoding of several bytes a letter;
+    0 where that makes no sense: there are zeros, or most letters are two of ASCII taken together."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(start)
+    except UnicodeDecodeError:
+        return 0
+    taken_together = sum(all(0x20 <= byte < 0x7F for byte in letter.encode(encoding)) for letter in text)
+    if "\0" in text or taken_together >= len(text) / 2:
+        return 0
+    return sum(letter in " \t\r\n" for letter in text) / len(text)
+
+
+def _conversion(file: str, encoding: str) -> str:
+    """How to make UTF-8 of a file."""
+    decompress = DECOMPRESSING_COMMANDS.get(os.path.splitext(file.lower())[1])
+    source = f"{decompress} {shlex.quote(file)} |" if decompress else f"< {shlex.quote(file)}"
+    return f"Convert it: {source} iconv -f {encoding} -t UTF-8 > NEW_FILE"
+
+
 def _decoded(line: bytes, file: str, number: int, goes_on: bool) -> _Line | BadRecord:
     try:
         return _Line(number, line.decode(), goes_on)
@@ -191,8 +166,9 @@ def _decoded(line: bytes, file: str, number: int, goes_on: bool) -> _Line | BadR
         return BadRecord(
             file,
             "not UTF-8",
-            f"{file}:{number}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is not UTF-8. "
-            "Convert the file, for example by: iconv -f WINDOWS-1252 -t UTF-8 FILE",
+            f"{file}:{number}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is not UTF-8. Mend the "
+            "line, or, if all of the file has another encoding, which the command `file` may tell (WINDOWS-1252 is "
+            f"frequent in the West): {_conversion(file, 'ENCODING')}",
         )
 
 
@@ -279,8 +255,15 @@ def _rows_of_json_lines(file: str, column: str) -> Iterator[Row | BadRecord]:
             yield BadRecord(file, "not an object", message)
         elif column not in value:
             yield missing_column(place, file, column, value)
+        elif text.count(f'"{column}"') > 1 and _is_repeated(column, text):
+            yield repeated_column(place, file, column)
         else:
             yield text_row(value[column], place, file, column)
+
+
+def _is_repeated(key: str, text: str) -> bool:
+    """Whether an object of JSON has a key twice, of which `json.loads` takes the last."""
+    return sum(name == key for name, _ in json.loads(text, object_pairs_hook=list)) > 1
 
 
 def _json_type(value: object) -> str:
@@ -341,8 +324,8 @@ def _rows_of_csv(file: str, column: str, delimiter: str) -> Iterator[Row | BadRe
             continue
         if header is None:
             header = fields
-            if column not in header:
-                yield missing_column(place, file, column, header)
+            if header.count(column) != 1:
+                yield _no_such_column(place, file, column, header)
                 return
         elif len(fields) != len(header):
             message = (
@@ -354,12 +337,20 @@ def _rows_of_csv(file: str, column: str, delimiter: str) -> Iterator[Row | BadRe
             yield Row(place, fields[header.index(column)])
 
 
+def _no_such_column(place: str, file: str, column: str, names: list[str]) -> BadRecord:
+    """Of a table that does not have just one column of this name."""
+    if column not in names:
+        return missing_column(place, file, column, names)
+    return repeated_column(place, file, column)
+
+
 def _rows_of_parquet(file: str, column: str) -> Iterator[Row | BadRecord]:
     """Yields the rows of a table; of a damaged row group those before the damage, and then the next groups."""
     try:
         with pyarrow.parquet.ParquetFile(file, buffer_size=LOOKAHEAD_BYTES, pre_buffer=False) as table:
-            if column not in table.schema_arrow.names:
-                yield missing_column(file, file, column, table.schema_arrow.names)
+            names = table.schema_arrow.names
+            if names.count(column) != 1:
+                yield _no_such_column(file, file, column, names)
                 return
             first_row = 1
             for group in range(table.num_row_groups):

@@ -1,6 +1,5 @@
 """Prepared text as rows of tokens, any of them by index arithmetic over shards that are mapped into memory."""
 
-import json
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -9,9 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
+from pretrain.data.manifest import read_manifest, shards_of
 from pretrain.data.mixture import Mixture
 from pretrain.data.row_index import RowIndex, ensure_index, open_index
-from pretrain.data.shards import OpenShards, shard_path
+from pretrain.data.shard_file import OpenShards, Shard
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class ShardedArray:
     def _piece(self, shard: int, first: int, last: int) -> np.ndarray:
         """What lies between two places, of one shard."""
         start, stop = int(self._first[shard]), int(self._first[shard + 1])
-        array = getattr(self._shards[shard][self._split], self._kind)
-        piece = array[max(first - start, 0) : min(last, stop) - start]
+        piece = self._shards[shard].read(self._split, self._kind, max(first - start, 0), min(last, stop) - start)
         return piece if self._added is None else piece + self._added[shard]
 
 
@@ -125,11 +124,12 @@ class IndexedRows:
         self.first_row = np.concatenate([[0], np.cumsum(index.rows)])
         self.sizes = np.diff(self.first_row[np.cumsum([0, *shards_of_sources])]).tolist()
 
-    def _find(self, row: int) -> tuple[int, int, np.ndarray, np.ndarray]:
-        """The shard of a row, the row's number in it, the numbers of the shard in the index, and its tokens."""
-        shard = int(np.searchsorted(self.first_row, row, side="right")) - 1
-        numbers = self.index.numbers[self.index.first_number[shard] :]
-        return shard, row - int(self.first_row[shard]), numbers, self.shards[shard][self.split].tokens
+    def _find(self, row: int) -> tuple[int, int, np.ndarray, Shard]:
+        """The number of the shard of a row, the row's number in it, the numbers of the shard in the index, and the
+        shard."""
+        number = int(np.searchsorted(self.first_row, row, side="right")) - 1
+        numbers = self.index.numbers[self.index.first_number[number] :]
+        return number, row - int(self.first_row[number]), numbers, self.shards[number]
 
 
 class FullSentenceRows(IndexedRows):
@@ -140,8 +140,8 @@ class FullSentenceRows(IndexedRows):
         self.end = end
 
     def pieces(self, row: int) -> list[np.ndarray]:
-        _, place, numbers, tokens = self._find(row)
-        piece = tokens[numbers[place] : numbers[place + 1]]
+        _, place, numbers, shard = self._find(row)
+        piece = shard.read(self.split, "tokens", *numbers[place : place + 2].tolist())
         return [piece[:-1] if piece[-1] == self.end else piece]
 
 
@@ -149,11 +149,11 @@ class BestFitRows(IndexedRows):
     """Rows of whole documents."""
 
     def pieces(self, row: int) -> list[np.ndarray]:
-        shard, place, numbers, tokens = self._find(row)
-        starts = numbers[self.index.rows[shard] + 1 :]
-        lengths = starts[self.index.pieces[shard] :]
+        number, place, numbers, shard = self._find(row)
+        starts = numbers[self.index.rows[number] + 1 :]
+        lengths = starts[self.index.pieces[number] :]
         return [
-            tokens[int(starts[piece]) : int(starts[piece]) + int(lengths[piece])]
+            shard.read(self.split, "tokens", int(starts[piece]), int(starts[piece]) + int(lengths[piece]))
             for piece in range(numbers[place], numbers[place + 1])
         ]
 
@@ -190,18 +190,12 @@ class PackedRows:
         """Map a split ("train" or "validation") of a prepared folder into memory.
 
         Raises:
+            DamagedFile: where a file of it is not as it was written; for a shard, when a row of it is read.
             MixtureError: where a source with a weight has no rows for training.
         """
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_manifest(folder)
         parts, end = manifest["parts"], manifest["row_ends"][1]
-        shards = OpenShards(
-            [
-                (shard_path(folder / part["folder"], number), counts)
-                for part in parts
-                for number, counts in enumerate(part["shards"])
-            ],
-            manifest["token_type"],
-        )
+        shards = OpenShards(list(shards_of(folder, manifest)), manifest["token_type"])
         counts = [counts[split] for part in parts for counts in part["shards"]]
         first_token = np.cumsum([0, *(count["tokens"] for count in counts)])
         stream = ShardedArray(shards, split, "tokens", np.diff(first_token))

@@ -10,7 +10,7 @@ A row is `<s>`, tokens, `</s>`; with "best_fit" each of its documents is.
 
 import numpy as np
 
-from pretrain.data.shards import SplitArrays
+from pretrain.data.shard_file import SplitArrays
 
 
 PACKINGS = ("stream", "full_sentences", "best_fit")

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import PARTIAL
-from pretrain.data.shards import SHARD_BYTES, ShardSettings, ShardTask, SplitArrays, hash_file, shard_path
-from pretrain.data.sources import DocumentReader, Source, source_identity
+from common.errors import UserError
+from common.files import PARTIAL, DamagedFile, read_back, read_checked_json
+from pretrain.data.shard_file import SplitArrays, hash_file, shard_path
+from pretrain.data.shards import SHARD_BYTES, ShardSettings, ShardTask, record_path
+from pretrain.data.sources import DocumentReader, Source
 
 
 CHUNK_TOKENS = 2**20  # that are counted at once
@@ -30,10 +32,14 @@ class Part:
     folder: Path
 
     @classmethod
-    def of(cls, source: Source, settings: ShardSettings, prepared: Path, format: int) -> "Part":
-        """The part of a prepared folder, named after all that its bytes depend on."""
+    def of(cls, source: Source, text: dict, settings: ShardSettings, prepared: Path, format: int) -> "Part":
+        """The part of a prepared folder, named after all that its bytes depend on.
+
+        Args:
+            text: the identity of the source.
+        """
         tokenizer = hashlib.sha256(settings.tokenizer.encode()).hexdigest()
-        identity = [format, source_identity(source), tokenizer, settings.end, settings.threshold, SHARD_BYTES]
+        identity = [format, text, tokenizer, settings.end, settings.threshold, SHARD_BYTES]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return cls(source, prepared / f"part-{digest}")
 
@@ -41,19 +47,28 @@ class Part:
         """Delete what is left of unfinished shards, and the records of those with other bytes than were written."""
         for leftover in self.folder.glob(f"*{PARTIAL}"):
             leftover.unlink()
-        for path in self.folder.glob("*.json"):
+        for number in self._numbers():
+            path, record = shard_path(self.folder, number), record_path(self.folder, number)
             try:
-                record = json.loads(path.read_text(encoding="utf-8"))
-                right = hash_file(shard_path(self.folder, int(path.stem))) == record["file"]["xxh3"]
-            except (OSError, ValueError, KeyError):
+                facts = read_checked_json(record)["file"]
+                with read_back(path):
+                    right = hash_file(path) == facts["xxh3"]
+            except DamagedFile:
                 right = False
             if not right:
-                path.unlink()
+                record.unlink()
+
+    def _numbers(self) -> list[int]:
+        """The numbers of the shards that have a record."""
+        return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdecimal())
 
     def records(self) -> dict[int, dict]:
-        """The records of the shards, by their numbers."""
-        paths = sorted(self.folder.glob("*.json"), key=lambda path: int(path.stem))
-        return {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in paths}
+        """The records of the shards, by their numbers.
+
+        Raises:
+            DamagedFile: where one is not as it was written.
+        """
+        return {number: read_checked_json(record_path(self.folder, number)) for number in self._numbers()}
 
     def is_whole(self) -> bool:
         """Whether all shards are there."""
@@ -71,7 +86,7 @@ class Part:
                 if Part(self.source, other).is_whole():
                     _link_files(other, self.folder)
                     return self.is_whole()
-            except OSError:  # it is being deleted
+            except (OSError, UserError):  # it is being deleted, is damaged, or may not be read
                 shutil.rmtree(self.folder, ignore_errors=True)
         return False
 

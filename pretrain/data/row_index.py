@@ -3,24 +3,29 @@
 The index is a folder `rows/PACKING-LENGTH` of the prepared folder, with the numbers of all shards in one file.
 """
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
-from filelock import FileLock
 
 from common.errors import UserError
-from common.files import write_folder, write_json
+from common.files import (
+    DamagedFile,
+    locked,
+    make_folder,
+    read_back,
+    read_checked_json,
+    write_checked_json,
+    write_folder,
+)
+from pretrain.data.manifest import read_manifest, shards_of
 from pretrain.data.packing import best_fit_rows, full_sentence_rows
-from pretrain.data.shards import SPLITS, SplitArrays, hash_file, map_shard, shard_path
+from pretrain.data.shard_file import SPLITS, Shard, SplitArrays, hash_file
 from pretrain.data.workers import shared_out
 
 
-FORMAT = 1
+FORMAT = 2
 NUMBERS, DESCRIPTION = "rows.bin", "index.json"
 
 
@@ -43,18 +48,23 @@ class RowIndex:
 
 
 def ensure_index(prepared: Path, packing: str, max_length: int, num_proc: int = 1) -> Path:
-    """The folder of an index, made where it is not there or not whole. Processes wait for the one that makes it."""
+    """The folder of an index, made where it is not there or not whole. Processes wait for the one that makes it; one
+    that is whole is only read."""
     folder = prepared / "rows" / f"{packing}-{max_length}"
-    folder.parent.mkdir(exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if damage_of_index(folder):
-            write_folder(folder, lambda partial: _build(prepared, packing, max_length, num_proc, partial))
+    if damage_of_index(prepared, folder):
+        try:
+            make_folder(folder.parent, "prepared_dir")
+        except UserError as error:
+            raise UserError(f"{prepared} has no rows {folder.name} yet. {error}") from error
+        with locked(folder):
+            if damage_of_index(prepared, folder):
+                write_folder(folder, lambda partial: _build(prepared, packing, max_length, num_proc, partial))
     return folder
 
 
 def open_index(folder: Path, split: str) -> RowIndex:
     """Map the rows of a split into memory."""
-    description = _read(folder)
+    description = read_checked_json(folder / DESCRIPTION)
     counts = np.array([description["shards"][each] for each in SPLITS], dtype=np.int64)  # (splits, shards, 3)
     ends = np.cumsum(counts[:, :, 0].T).reshape(-1, len(SPLITS)).T  # shard by shard, each split by split
     place = SPLITS.index(split)
@@ -67,44 +77,50 @@ def open_index(folder: Path, split: str) -> RowIndex:
     )
 
 
-def damage_of_index(folder: Path) -> str | None:
-    """What is wrong with an index, or None."""
+def damage_of_index(prepared: Path, folder: Path) -> str | None:
+    """What is wrong with an index of prepared data, or None.
+
+    Raises:
+        UserError: where it may not be read.
+    """
     try:
-        description = _read(folder)
-        if description["format"] != FORMAT:
-            return f"format {description['format']}"
-        return None if hash_file(folder / NUMBERS) == description["xxh3"] else "other bytes than were written"
-    except (OSError, ValueError, KeyError) as error:
+        description = read_checked_json(folder / DESCRIPTION)
+        if description["format"] != FORMAT or description["of"] != _belongs_to(prepared, folder.name):
+            return "it belongs to other data"
+        with read_back(folder / NUMBERS):
+            right = hash_file(folder / NUMBERS) == description["xxh3"]
+    except DamagedFile as error:
         return str(error)
+    return None if right else "other bytes than were written"
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+def _belongs_to(prepared: Path, rows: str) -> list[str]:
+    return [read_manifest(prepared)["fingerprint"], rows]
 
 
 def _build(prepared: Path, packing: str, max_length: int, num_proc: int, folder: Path):
-    manifest = json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(prepared)
     shards: dict[str, list[list[int]]] = {split: [] for split in SPLITS}
     tokens = dict.fromkeys(SPLITS, 0)
     digest = xxhash.xxh3_128()
     arguments = (packing, max_length, manifest["token_type"])
     with open(folder / NUMBERS, "wb") as file:
-        for result in shared_out(_Packer, arguments, _tasks(prepared, manifest), num_proc):
+        for result in shared_out(_Packer, arguments, shards_of(prepared, manifest), num_proc):
             for split, (numbers, rows, pieces, places) in result.items():
                 shards[split].append([len(numbers), rows, pieces])
                 tokens[split] += places
                 digest.update(numbers.view(np.uint8))
                 file.write(numbers.view(np.uint8))
-    write_json(
+    write_checked_json(
         folder / DESCRIPTION,
-        {"format": FORMAT, "xxh3": digest.hexdigest(), "tokens": tokens, "shards": shards},
+        {
+            "format": FORMAT,
+            "of": _belongs_to(prepared, f"{packing}-{max_length}"),
+            "xxh3": digest.hexdigest(),
+            "tokens": tokens,
+            "shards": shards,
+        },
     )
-
-
-def _tasks(prepared: Path, manifest: dict) -> Iterator[tuple[Path, dict]]:
-    for part in manifest["parts"]:
-        for number, counts in enumerate(part["shards"]):
-            yield shard_path(prepared / part["folder"], number), counts
 
 
 class _Packer:
@@ -115,9 +131,10 @@ class _Packer:
         self.max_length = max_length
         self.token_type = token_type
 
-    def __call__(self, task: tuple[Path, dict]) -> dict[str, tuple[np.ndarray, int, int, int]]:
-        arrays = map_shard(*task, self.token_type)
-        return {split: self._rows(arrays[split]) for split in SPLITS}
+    def __call__(self, task: tuple[Path, dict, dict]) -> dict[str, tuple[np.ndarray, int, int, int]]:
+        path, counts, facts = task
+        shard = Shard(path, counts, self.token_type, facts)
+        return {split: self._rows(shard.arrays(split)) for split in SPLITS}
 
     def _rows(self, arrays: SplitArrays) -> tuple[np.ndarray, int, int, int]:
         """The numbers to store, and how many rows, pieces and tokens they are."""

@@ -1,51 +1,31 @@
-"""Shards: the tokens of some megabytes of documents, in one file that is mapped into memory.
+"""Shards: the tokens of some megabytes of documents, each followed by `</s>`, in one file (see
+`pretrain.data.shard_file`).
 
-A shard holds, for "train" and then for "validation", where each document begins and where each sentence begins
-(uint32, with the end of the last), and then for both the ids, where each document is followed by `</s>`. What it
-holds stands in a record beside it, which is written when the shard is whole. A folder of shards is a part of a
-corpus: the documents of one source.
+What a shard holds stands in a record beside it, which is written when the shard is whole. A folder of shards is a part
+of a corpus: the documents of one source.
 
 This module is imported by the processes that tokenise, so it must be light.
 """
 
 import hashlib
 import json
-import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import xxhash
 from tokenizers import Tokenizer
 
-from common.files import PARTIAL, write_text, written_whole
+from common.files import write_checked_json
 from pretrain.data.sentences import sentence_starts
+from pretrain.data.shard_file import SPLITS, SplitArrays, shard_path, write_shard
 
 
-SPLITS = ("train", "validation")
 SHARD_BYTES = 16 * 2**20  # of text; a shard ends with the document that reaches it
 BATCH_BYTES = 2**19  # of text that is tokenised at once
 BATCH_DOCUMENTS = 1000
-OPEN_SHARDS = 128  # maps of a process, each of which holds a file descriptor
-HASH_CHUNK_BYTES = 2**22
 HASH_RANGE = 2**64
-
-
-class SplitArrays(NamedTuple):
-    """What a shard holds of one split.
-
-    Args:
-        documents: (documents + 1,), where each document begins in `tokens`, and the end of the last.
-        sentences: (sentences + 1,), likewise for sentences; each document begins one.
-        tokens: ids.
-    """
-
-    documents: np.ndarray
-    sentences: np.ndarray
-    tokens: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -113,7 +93,7 @@ class ShardWriter:
             "hashes": [min(hashes), max(hashes)] if hashes else None,
             **task.facts,
         }
-        write_text(record_path(task.folder, task.number), json.dumps(record) + "\n")
+        write_checked_json(record_path(task.folder, task.number), record)
         return record
 
     def _tokenise(self, texts: list[bytes]) -> SplitArrays:
@@ -221,80 +201,5 @@ def _joined(parts: list[SplitArrays], token_type: str) -> SplitArrays:
     )
 
 
-def shard_path(folder: str | Path, number: int) -> Path:
-    return Path(folder) / f"{number:06}.shard"
-
-
 def record_path(folder: str | Path, number: int) -> Path:
     return Path(folder) / f"{number:06}.json"
-
-
-def write_shard(path: Path, arrays: dict[str, SplitArrays]) -> dict[str, Any]:
-    """Write a shard beside its place and move it there; return its size and hash."""
-    ordered = [array for split in SPLITS for array in (arrays[split].documents, arrays[split].sentences)]
-    ordered += [arrays[split].tokens for split in SPLITS]
-    digest = xxhash.xxh3_128()
-    # A worker that outlived a killed preparation may be writing the same shard.
-    with written_whole(path, f".{os.getpid()}{PARTIAL}") as file:
-        for array in ordered:
-            data = np.ascontiguousarray(array).view(np.uint8).data
-            digest.update(data)
-            file.write(data)
-        size = file.tell()
-    return {"size": size, "xxh3": digest.hexdigest()}
-
-
-def map_shard(path: Path, counts: dict[str, dict[str, int]], token_type: str) -> dict[str, SplitArrays]:
-    """The arrays of a shard, mapped into memory.
-
-    Args:
-        path: of the shard.
-        counts: the "documents", "sentences" and "tokens" of each split.
-        token_type: NumPy type of ids.
-    """
-    kinds = [(split, kind) for split in SPLITS for kind in ("documents", "sentences")]
-    kinds += [(split, "tokens") for split in SPLITS]
-    data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))  # slices of a plain array cost less
-    arrays: dict[str, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
-    first = 0
-    for split, kind in kinds:
-        dtype = np.dtype(token_type if kind == "tokens" else np.uint32)
-        length = counts[split][kind] + (kind != "tokens")
-        arrays[split][kind] = data[first : first + length * dtype.itemsize].view(dtype)
-        first += length * dtype.itemsize
-    return {split: SplitArrays(**arrays[split]) for split in SPLITS}
-
-
-class OpenShards:
-    """Maps shards when they are asked for, and keeps those used last."""
-
-    def __init__(self, shards: list[tuple[Path, dict]], token_type: str):
-        self._shards = shards
-        self._token_type = token_type
-        self._open: OrderedDict[int, dict[str, SplitArrays]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._shards)
-
-    def __getitem__(self, shard: int) -> dict[str, SplitArrays]:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-        else:
-            path, counts = self._shards[shard]
-            self._open[shard] = map_shard(path, counts, self._token_type)
-            if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)
-        return self._open[shard]
-
-    def __getstate__(self) -> dict:
-        """Another process maps them by itself."""
-        return {**self.__dict__, "_open": OrderedDict()}
-
-
-def hash_file(path: Path) -> str:
-    """The hash of a file, in bounded memory."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -6,15 +6,18 @@ with a source ends in a `SourceError` that says what, where and what to do, or i
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain.data.file_source import local_files, rows_of_file
+from common.errors import printable
+from pretrain.data.file_source import rows_of_file
+from pretrain.data.local_files import local_files, reading_of
 from pretrain.data.python_docs import python_docs_identity, read_python_docs
+from pretrain.data.source_hashes import hashes_of
 from pretrain.data.text_source import (
     MAX_DOCUMENT_BYTES,
     BadRecord,
@@ -41,8 +44,14 @@ logger = logging.getLogger(__name__)
 PYTHON_DOCS = "python-docs"
 
 
-def source_identity(source: Source) -> dict[str, Any]:
+def source_identity(source: Source, memory: Path | None = None) -> dict[str, Any]:
     """Returns JSON-able values that change whenever the documents may have changed.
+
+    Of files their order and their content count, not where they lie or when they were written.
+
+    Args:
+        source: what is read.
+        memory: a folder in which the hashes of files are remembered.
 
     Raises:
         SourceError: The source does not exist or the Hub cannot be reached.
@@ -51,10 +60,9 @@ def source_identity(source: Source) -> dict[str, Any]:
         return {"kind": PYTHON_DOCS, **python_docs_identity()}
     files = local_files(source)
     if files is not None:
-        status = [(os.path.abspath(file), os.stat(file)) for file in files]
         return {
             "kind": "files",
-            "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in status],
+            "files": [[*reading_of(file), hash] for file, hash in zip(files, hashes_of(files, memory), strict=True)],
             "text_column": source.text_column,
             "documents": source.documents,
         }
@@ -190,10 +198,11 @@ def read_documents(source: Source, num_proc: int) -> Iterator[dict[str, str]]:
         yield {"name": document.name, "text": document.text.decode()}
     counts = reader.take_counts()
     if counts.without_text:
-        logger.warning("%s: skipped %d documents without text", source.path, counts.without_text)
+        logger.warning("%s: skipped %d documents without text", printable(source.path), counts.without_text)
     for file, kinds in counts.bad.items():
         for kind, entry in kinds.items():
-            logger.warning("%s: skipped %d records: %s. The first: %s", file, entry["count"], kind, entry["first"])
+            first = printable(f"{kind}. The first: {entry['first']}")
+            logger.warning("%s: skipped %d records: %s", printable(file), entry["count"], first)
 
 
 # What can be read anew by itself: its name, as JSON, and its rows.

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
 from common.errors import UserError
+from common.files import check_model_files
 from pretrain.data.sources import DocumentReader, Source
 
 
@@ -108,6 +109,7 @@ def train_tokenizer(
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """Load a given tokenizer from a folder or the Hub; it must have the special tokens that masking needs."""
+    check_model_files(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.errors import UserError
+from common.files import is_file, is_folder
 from pretrain.evaluation.models import MaskedModel, MaskedRow, ModelError, Scorer
 
 
@@ -66,7 +67,7 @@ def read_minimal_pairs(path: str) -> list[MinimalPair]:
         UserError: for what is not there or not as it must be, with file and line.
     """
     root = Path(path).expanduser()
-    if root.is_dir():
+    if is_folder(root):
         files = sorted(
             file
             for file in root.rglob("*")
@@ -74,7 +75,7 @@ def read_minimal_pairs(path: str) -> list[MinimalPair]:
         )
         if not files:
             raise UserError(f"--minimal_pairs: the folder {path} holds no file that ends in {', '.join(SUFFIXES)}.")
-    elif root.is_file():
+    elif is_file(root):
         root, files = root.parent, [root]
     else:
         raise UserError(f"--minimal_pairs: there is no folder {path} (from {os.getcwd()}).")
