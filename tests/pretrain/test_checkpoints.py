@@ -91,6 +91,17 @@ def test_each_checkpoint_holds_model_tokenizer_card_and_progress(run: Callable, 
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 
+def test_umask_decides_who_may_read(run: Callable, train: Callable, tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        train(run(max_steps=5))
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert {path.parent.name for path in files} >= {"checkpoint-5", "training_state", "model"}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
+
+
 def test_old_checkpoints_are_deleted_over_the_limit(run: Callable, train: Callable, tmp_path: Path):
     train(run(save_total_limit=2))
     assert steps(tmp_path) == [8, 12]
