@@ -73,7 +73,6 @@ def train(run: Run) -> float:
         _check_divergence(run, skipped_in_a_row)
         progress.seconds = max(progress.seconds, seconds)
         done = schedule.finished(step + 1, progress.seconds)
-        last = done or stopping
         rate = schedule.learning_rate(step, progress.seconds)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
@@ -86,16 +85,16 @@ def train(run: Run) -> float:
             config.max_grad_norm,
             stop=run.stop.requested(),
             seconds=time.perf_counter() - clock,
-            count_correct=last or monitor.logs(step + 1),
+            count_correct=done or monitor.logs(step + 1),
         )
         progress.step = step + 1
         if run.average is not None:
             run.average.update(progress.step)
-        monitor.step_done(progress, result, rate, waited, last)
+        monitor.step_done(progress, result, rate, waited, done, stopping)
         _check_divergence(run, monitor.longest_skipped)
 
         paused = time.perf_counter()
-        saving = last or (config.save_steps and progress.step % config.save_steps == 0)
+        saving = done or stopping or (config.save_steps and progress.step % config.save_steps == 0)
         if done or (config.eval_steps and progress.step % config.eval_steps == 0):
             metrics = monitor.untimed(_evaluate, run)
             if saving and metrics["validation_loss"] < progress.best_loss:
