@@ -90,7 +90,7 @@ def removed_on_error(partial: Path) -> Iterator[None]:
 def publish_folder(partial: Path, folder: Path):
     """Give a filled folder its name once all its bytes are on the disk.
 
-    The umask decides who may read its files. Safetensors writes through temporary files, which are their owner's alone.
+    The umask decides who may read its files; safetensors writes them for their owner alone.
     """
     mode = partial.stat().st_mode & 0o666
     for path in [*partial.rglob("*"), partial]:

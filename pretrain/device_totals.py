@@ -84,7 +84,7 @@ class DeviceTotals:
         return bool(stops > 0), int(longest), microseconds / 1e6
 
     def window(self) -> dict[str, float]:
-        """The sums since the last reading, waiting for the device; exact, so that the next launch goes on with them."""
+        """The sums since the last reading, exact, so that the next launch goes on with them. Waits for the device."""
         return {"steps": self.steps, "loss": self.loss.item(), **dict(zip(COUNTS, self.counts.tolist(), strict=True))}
 
     def read(self, last: StepResult) -> Totals:

@@ -184,8 +184,8 @@ class Monitor:
         Args:
             waited: seconds that the step waited for its data.
             last: whether the run is over; then the step is logged.
-            stopping: whether this launch ends here. What is not logged goes into `progress.window`, so that the records
-                are those of a run that was not stopped.
+            stopping: whether this launch ends here. Its sums since the last log go into `progress.window`, so that the
+                records are those of a run that was not stopped.
         """
         self.totals.add(result)
         self._waited += waited
