@@ -12,14 +12,16 @@ from typing import TextIO
 EXIT_CODE = 2
 INTERRUPTED = 130  # as shells have it for an interrupt from the keyboard
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
-
-
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 LOST_PROCESS = ("gloo/transport", "NCCL error", "Connection closed by peer")  # in the errors of torch.distributed
 
 
 class Stopped(Exception):
     """The end of a run that was asked to stop, with a checkpoint; the message says at which step."""
+
+
+class LostProcess(Exception):
+    """The loss of a process, after which the same command goes on; the message says of which."""
 
 
 class UserError(ValueError):
@@ -47,7 +49,8 @@ def printable(text: str) -> str:
 
 @contextmanager
 def report_user_errors(kept: str = "The same command goes on from the last checkpoint.") -> Iterator[None]:
-    """End the program with the message of a `UserError`, or of a full disk, and exit code 2.
+    """End the program with the message of a `UserError`, or of a full disk, and exit code 2; where a process was lost,
+    which the same command mends, with exit code 75.
 
     Args:
         kept: what is said of the work so far where something from outside ends the program.
@@ -71,17 +74,20 @@ def report_user_errors(kept: str = "The same command goes on from the last check
                 f"the disk is full: {error}. Nothing half-written was "
                 "kept. Make room, or name another place with --prepared_dir, --output_dir or --output."
             )
+        if isinstance(error, LostProcess):
+            _end(f"{error} {kept}", STOPPED)
         if is_lost_process(error):
             _end(
                 "another process of the run has ended or cannot be reached; what it said stands above or in the log "
-                f"of its machine. {kept} ({str(error).splitlines()[0]})"
+                f"of its machine. {kept} ({str(error).splitlines()[0]})",
+                STOPPED,
             )
         raise
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error of torch.distributed means that another process is gone."""
-    return any(words in str(error) for words in LOST_PROCESS)
+    """Whether an error, also of torch.distributed, means that another process is gone."""
+    return isinstance(error, LostProcess) or any(words in str(error) for words in LOST_PROCESS)
 
 
 def is_disk_full(error: Exception) -> bool:
@@ -89,6 +95,6 @@ def is_disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
-def _end(message: str):
+def _end(message: str, code: int = EXIT_CODE):
     say(f"\nerror: {message}", file=sys.stderr)
-    sys.exit(EXIT_CODE)
+    sys.exit(code)

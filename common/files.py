@@ -226,8 +226,14 @@ def removed_on_error(partial: Path) -> Iterator[None]:
 
 
 def publish_folder(partial: Path, folder: Path):
-    """Give a filled folder its name once all its bytes are on the disk."""
+    """Give a filled folder its name once all its bytes are on the disk.
+
+    The umask decides who may read its files; safetensors writes them for their owner alone.
+    """
+    mode = partial.stat().st_mode & 0o666
     for path in [*partial.rglob("*"), partial]:
+        if path.is_file() and path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
         _fsync(path)
     if folder.exists():
         remove_folder(folder)

@@ -640,6 +640,8 @@ def whole_folder(output_dir: Path) -> Iterator[Path]:
         yield folder
         umask = os.umask(0)
         os.umask(umask)
+        for file in folder.iterdir():  # safetensors leaves its files to their owner alone
+            file.chmod(0o666 & ~umask)
         folder.chmod(0o777 & ~umask)
         folder.replace(output_dir)
     except BaseException as error:

@@ -288,8 +288,8 @@ def run_folder(config: PretrainConfig) -> Iterator[None]:
 @contextmanager
 def _status(path: Path) -> Iterator[None]:
     """Keep a file that tells scripts how a run stands, since a launcher ends with its own exit code: "running" (also
-    after a kill -9), "finished", "stopped" (asked to, or by the loss of a process: the same command goes on) or
-    "failed"."""
+    after a kill -9), "finished", "stopped" (asked to, from the keyboard, or by the loss of a process: the same command
+    goes on) or "failed"."""
 
     def write(state: str, message: str = ""):
         write_json(path, {"state": state, "message": message, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
@@ -301,8 +301,9 @@ def _status(path: Path) -> Iterator[None]:
         write("stopped", str(stopped))
         raise
     except BaseException as error:
+        mended_by_the_same_command = isinstance(error, KeyboardInterrupt) or is_lost_process(error)
         with suppress(OSError):  # the disk may be full
-            write("stopped" if is_lost_process(error) else "failed", str(error) or type(error).__name__)
+            write("stopped" if mended_by_the_same_command else "failed", str(error) or type(error).__name__)
         raise
     write("finished")
 

@@ -9,6 +9,9 @@ import torch
 from pretrain.optimization import StepResult
 
 
+COUNTS = ("tokens", "places", "labelled", "rows", "skipped")
+
+
 @dataclass(frozen=True)
 class Totals:
     """Of the steps since the last reading, over all processes.
@@ -38,17 +41,20 @@ class Totals:
 
 
 class DeviceTotals:
-    """Sums over steps. Nothing waits for the device but `read`.
+    """Sums over steps. Nothing waits for the device but `read` and `window`.
 
     Args:
         device: where the model is.
         skipped_in_a_row: the series of skipped steps that the last launch ended with.
+        window: `window()` of the last launch, whose sums go on.
     """
 
-    def __init__(self, device: torch.device, skipped_in_a_row: int = 0):
-        self.steps = 0
-        self.loss = torch.zeros((), device=device)
-        self.counts = torch.zeros(5, dtype=torch.int64, device=device)  # tokens, places, labelled, rows, skipped
+    def __init__(self, device: torch.device, skipped_in_a_row: int = 0, window: dict[str, float] | None = None):
+        window = window or {}
+        self.steps = int(window.get("steps", 0))
+        self.loss = torch.tensor(window.get("loss", 0.0), dtype=torch.float32, device=device)
+        counts = [window.get(name, 0) for name in COUNTS]
+        self.counts = torch.tensor(counts, dtype=torch.int64, device=device)
         self.in_a_row = torch.full((), skipped_in_a_row, dtype=torch.int64, device=device)
         self.longest = self.in_a_row
         self._sent: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque()
@@ -57,7 +63,7 @@ class DeviceTotals:
         skipped = result.skipped.long()
         self.steps += 1
         self.loss = self.loss + torch.where(result.skipped, 0.0, result.loss)
-        counts = [result.tokens, result.places, result.labelled, result.rows, skipped]
+        counts = [skipped if name == "skipped" else getattr(result, name) for name in COUNTS]
         self.counts = self.counts + torch.stack(counts)
         self.in_a_row = (self.in_a_row + 1) * skipped
         self.longest = torch.maximum(self.longest, self.in_a_row)
@@ -76,6 +82,10 @@ class DeviceTotals:
             arrival.synchronize()
         stops, longest, microseconds = numbers.numpy()
         return bool(stops > 0), int(longest), microseconds / 1e6
+
+    def window(self) -> dict[str, float]:
+        """The sums since the last reading, exact, so that the next launch goes on with them. Waits for the device."""
+        return {"steps": self.steps, "loss": self.loss.item(), **dict(zip(COUNTS, self.counts.tolist(), strict=True))}
 
     def read(self, last: StepResult) -> Totals:
         """Wait for the device, and begin anew; a series of skipped steps goes on."""

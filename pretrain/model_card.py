@@ -203,10 +203,11 @@ def _data(origin: Origin) -> str:
 
 def _training(model: PreTrainedModel, origin: Origin, progress: Progress) -> str:
     options = model.config
+    tokens, skipped = progress.counted("tokens"), progress.counted("skipped")
     facts = {
-        "steps done": f"{progress.step:,}, {progress.skipped:,} of them skipped as a number was not finite",
-        "tokens seen": f"{progress.tokens:,} (padding left out)",
-        "time": f"{duration(progress.seconds)}, {progress.tokens / max(progress.seconds, 1e-9):,.0f} tokens/s "
+        "steps done": f"{progress.step:,}, {skipped:,} of them skipped as a number was not finite",
+        "tokens seen": f"{tokens:,} (padding left out)",
+        "time": f"{duration(progress.seconds)}, {tokens / max(progress.seconds, 1e-9):,.0f} tokens/s "
         "(evaluations and checkpoints left out)",
         "hardware": origin.hardware,
         "launch": f"{origin.launch}, {origin.precision}",

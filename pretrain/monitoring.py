@@ -132,9 +132,9 @@ class Monitor:
         self.model_config = accelerator.unwrap_model(model).config
         self.schedule = schedule
         self.start = progress.step
-        self.totals = DeviceTotals(self.device, progress.skipped_in_a_row)
+        self.totals = DeviceTotals(self.device, progress.skipped_in_a_row, progress.window)
         self.longest_skipped = progress.skipped_in_a_row
-        self._waited = 0.0
+        self._waited = progress.window.get("waited", 0.0)
         self._peak: float | None = None
         sent: dict[str, int] = {}
         if self.active:
@@ -159,24 +159,33 @@ class Monitor:
         self._trackers = Trackers(config, accelerator, progress, facts, sent, self.say)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        self.started = self.last_log = self.last_line = time.perf_counter()
+        self.started = self.last_line = time.perf_counter()
+        self.last_log = self.started - progress.window.get("seconds", 0.0)
 
     def logs(self, step: int) -> bool:
         """Whether the metrics of a step are logged, `step` being the number of steps done after it.
 
-        So it is also where a checkpoint may be written: no mean of losses spans one, and a resumed run has the same.
+        So it is at each `save_steps`, too, since what is logged there is in the checkpoint's card.
         """
         intervals = [self.config.logging_steps, self.config.save_steps]
         return step == self.schedule.total_steps or any(interval and step % interval == 0 for interval in intervals)
 
     def step_done(
-        self, progress: Progress, result: StepResult, learning_rate: float, waited: float, last: bool = False
+        self,
+        progress: Progress,
+        result: StepResult,
+        learning_rate: float,
+        waited: float,
+        last: bool = False,
+        stopping: bool = False,
     ):
         """Take in the result of the last step of `progress`.
 
         Args:
             waited: seconds that the step waited for its data.
-            last: whether the run ends here, for whatever reason; then the step is logged.
+            last: whether the run is over; then the step is logged.
+            stopping: whether this launch ends here. Its sums since the last log go into `progress.window`, so that the
+                records are those of a run that was not stopped.
         """
         self.totals.add(result)
         self._waited += waited
@@ -184,18 +193,28 @@ class Monitor:
             self.bar.update()
         if last or self.logs(progress.step):
             self._log_training(progress, result, learning_rate)
+        elif stopping:
+            window = self.totals.window()
+            self._read_totals(progress, result)
+            seconds = time.perf_counter() - self.last_log
+            progress.window = window | {"seconds": seconds, "waited": self._waited}
+
+    def _read_totals(self, progress: Progress, result: StepResult) -> Totals:
+        totals = self.totals.read(result)
+        progress.skipped_in_a_row = totals.skipped_in_a_row
+        progress.seconds = totals.seconds
+        self.longest_skipped = totals.longest_skipped
+        return totals
 
     def _log_training(self, progress: Progress, result: StepResult, learning_rate: float):
         steps = self.totals.steps
-        totals = self.totals.read(result)
+        totals = self._read_totals(progress, result)
         progress.tokens += totals.tokens
         progress.labelled += totals.labelled
         progress.skipped += totals.skipped
-        progress.skipped_in_a_row = totals.skipped_in_a_row
-        self.longest_skipped = totals.longest_skipped
+        progress.window = {}
         now = time.perf_counter()
         seconds, self.last_log = now - self.last_log, now
-        progress.seconds = totals.seconds
         waited, self._waited = self._waited, 0.0
         if not self.active:
             return

@@ -1,14 +1,13 @@
 """The training loop."""
 
-import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from accelerate import Accelerator
 from torch import nn, optim
-from torch.utils.data import DataLoader
 
 from common.errors import Stopped, UserError
 from pretrain.averaging import WeightAverage
@@ -16,6 +15,7 @@ from pretrain.batches import EvaluationBatches, TrainingBatches
 from pretrain.checkpoints import Checkpoints, ResumeError, find_checkpoints
 from pretrain.configuration import PretrainConfig
 from pretrain.health import packed_health
+from pretrain.loading import load_batches
 from pretrain.monitoring import Monitor
 from pretrain.optimization import evaluate, optimizer_step, seed_step
 from pretrain.progress import Progress
@@ -55,25 +55,34 @@ def train(run: Run) -> float:
         ResumeError: where more steps are done than the run is long.
         DivergenceError: after `max_skipped_in_a_row` steps whose loss or gradient was not finite.
         Stopped: where a signal or `max_time` ends the run early, once there is a checkpoint.
+        LostProcess: where a worker that makes batches was killed.
     """
-    config, monitor, progress, schedule = run.config, run.monitor, run.progress, run.schedule
-    metrics = None
+    config, progress, schedule = run.config, run.progress, run.schedule
     if schedule.total_steps is not None and progress.step > schedule.total_steps:
         raise ResumeError(
             f"{config.output_dir} has done {progress.step:,} steps, more than max_steps or max_tokens allow "
             f"({schedule.total_steps:,}): raise it, or name another --output_dir."
         )
     if progress.step:
-        monitor.say(f"Going on from step {schedule.place(progress.step)}")
+        run.monitor.say(f"Going on from step {schedule.place(progress.step)}")
+    with closing(_batches(run)) as batches:
+        metrics = _train_steps(run, batches)
+    metrics = metrics or _evaluate(run)  # where there was nothing left to do
+    return metrics.get("averaged_validation_loss", metrics["validation_loss"])
+
+
+def _train_steps(run: Run, batches: Iterator[list[dict]]) -> dict[str, float] | None:
+    """Do the steps of these batches, and return the last validation metrics, if there are any."""
+    config, monitor, progress, schedule = run.config, run.monitor, run.progress, run.schedule
+    metrics = None
     clock = time.perf_counter() - progress.seconds
     run.model.train()
-    for step, (waited, micro_batches) in enumerate(_timed(_batches(run)), start=progress.step):
+    for step, (waited, micro_batches) in enumerate(_timed(batches), start=progress.step):
         # Known two steps late, so that nothing has to wait for the device; by all processes at the same step.
         stopping, skipped_in_a_row, seconds = monitor.totals.late_news()
         _check_divergence(run, skipped_in_a_row)
         progress.seconds = max(progress.seconds, seconds)
         done = schedule.finished(step + 1, progress.seconds)
-        last = done or stopping
         rate = schedule.learning_rate(step, progress.seconds)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
@@ -86,16 +95,16 @@ def train(run: Run) -> float:
             config.max_grad_norm,
             stop=run.stop.requested(),
             seconds=time.perf_counter() - clock,
-            count_correct=last or monitor.logs(step + 1),
+            count_correct=done or monitor.logs(step + 1),
         )
         progress.step = step + 1
         if run.average is not None:
             run.average.update(progress.step)
-        monitor.step_done(progress, result, rate, waited, last)
+        monitor.step_done(progress, result, rate, waited, done, stopping)
         _check_divergence(run, monitor.longest_skipped)
 
         paused = time.perf_counter()
-        saving = last or (config.save_steps and progress.step % config.save_steps == 0)
+        saving = done or stopping or (config.save_steps and progress.step % config.save_steps == 0)
         if done or (config.eval_steps and progress.step % config.eval_steps == 0):
             metrics = monitor.untimed(_evaluate, run)
             if saving and metrics["validation_loss"] < progress.best_loss:
@@ -112,8 +121,7 @@ def train(run: Run) -> float:
             raise Stopped(
                 f"Stopped at step {schedule.place(progress.step)} with a checkpoint. The same command goes on from it."
             )
-    metrics = metrics or _evaluate(run)  # where there was nothing left to do
-    return metrics.get("averaged_validation_loss", metrics["validation_loss"])
+    return metrics
 
 
 def _evaluate(run: Run) -> dict[str, float]:
@@ -126,34 +134,20 @@ def _evaluate(run: Run) -> dict[str, float]:
     return metrics
 
 
-def _batches(run: Run) -> DataLoader:
+def _batches(run: Run) -> Generator[list[dict], None, None]:
     """The batches of the steps that are left, without end where their number is not known. Item k depends on k alone,
     so starting late costs nothing."""
     step, seconds = run.progress.step, run.progress.seconds
     end = step if run.schedule.finished(step, seconds) else run.schedule.total_steps or sys.maxsize
-    return DataLoader(
-        run.training,
-        batch_size=None,
-        sampler=range(step, end),
-        num_workers=run.config.dataloader_num_workers,
-        pin_memory=run.accelerator.device.type == "cuda",
-        multiprocessing_context="fork" if run.config.dataloader_num_workers else None,
-        worker_init_fn=_ignore_sigterm,
-    )
+    return load_batches(run.training, range(step, end), run.config.dataloader_num_workers, run.stop)
 
 
-def _ignore_sigterm(worker: int):
-    """A signal to the whole group of processes must leave the batches of the last step coming."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _timed(batches: Iterable) -> Iterator[tuple[float, list[dict]]]:
+def _timed(batches: Iterator[list[dict]]) -> Iterator[tuple[float, list[dict]]]:
     """Each item with the seconds that it was waited for."""
-    iterator = iter(batches)
     while True:
         started = time.perf_counter()
         try:
-            batch = next(iterator)
+            batch = next(batches)
         except StopIteration:
             return
         yield time.perf_counter() - started, batch

@@ -10,19 +10,18 @@ import ast
 import gc
 import hashlib
 import logging
-import multiprocessing
 import os
 import platform
 import re
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import Distribution, distributions
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from pretrain.data.prose import prose_paragraphs
+from pretrain.data.workers import process_pool
 
 
 logger = logging.getLogger(__name__)
@@ -152,12 +151,12 @@ def _by_name(installed: Iterable[Distribution]) -> dict[str, Distribution]:
 
 def _read_modules(modules: list[Module], num_proc: int) -> Iterator[list[Document] | None]:
     """Reads the modules in order. Processes are spawned, not forked: the caller may have threads."""
-    if num_proc == 1:
+    # Syntax trees have no cycles: without the cyclic collector parsing takes a fifth less time.
+    pool = process_pool(num_proc, gc.disable) if num_proc > 1 else None
+    if pool is None:
         yield from map(_read_module, modules)
         return
-    context = multiprocessing.get_context("spawn")
-    # Syntax trees have no cycles: without the cyclic collector parsing takes a fifth less time.
-    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=gc.disable) as pool:
+    with pool:
         yield from pool.map(_read_module, modules, chunksize=MODULES_PER_TASK)
 
 

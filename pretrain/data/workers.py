@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from common.errors import UserError
 
 
+SPAWN = multiprocessing.get_context("spawn")
 TASKS_AHEAD = 2  # that wait for a process, besides those that are worked on
 
 _work: Callable | None = None  # of this process, if it is a worker
@@ -29,8 +31,9 @@ def shared_out(
 ) -> Iterator[Any]:
     """Yields the results of tasks in their order.
 
-    Each process makes the function that does them once. A single task is done in this process. Processes are spawned,
-    not forked, as this one may have threads; they end with this one, however it ends.
+    Each process makes the function that does them once. Processes are spawned, not forked, as this one may have
+    threads; they end with this one, however it ends. A single task is done in this process, and so are all where there
+    can be no others (see `process_pool`).
 
     Args:
         make_work: gives the function that does a task.
@@ -44,14 +47,12 @@ def shared_out(
     tasks = iter(tasks)
     first = list(islice(tasks, 2))
     tasks = chain(_taken_from(first), tasks)
-    if num_proc == 1 or len(first) < 2:
+    stopped, stop = SPAWN.Pipe(duplex=False)
+    alone = num_proc == 1 or len(first) < 2
+    pool = None if alone else process_pool(num_proc, _start, (stopped, make_work, arguments))
+    if pool is None:
         yield from map(make_work(*arguments), tasks)
         return
-    context = multiprocessing.get_context("spawn")
-    stopped, stop = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(
-        num_proc, mp_context=context, initializer=_start, initargs=(stopped, make_work, arguments)
-    )
     pending: deque[Future] = deque()
     try:
         for task in tasks:
@@ -70,6 +71,20 @@ def shared_out(
         pool.shutdown(cancel_futures=True)
         stop.close()
         stopped.close()
+
+
+def process_pool(num_proc: int, initializer: Callable, arguments: tuple = ()) -> ProcessPoolExecutor | None:
+    """A pool of spawned processes. None, with a line that says so, where there is no shared memory for their locks."""
+    try:
+        return ProcessPoolExecutor(num_proc, SPAWN, initializer, arguments)
+    except OSError as error:  # that names no file
+        _say_alone(error.strerror)
+        return None
+
+
+@cache
+def _say_alone(reason: str):
+    print(f"/dev/shm has no room for the locks of processes ({reason}): one does all, as with num_proc 1", flush=True)
 
 
 def _taken_from(first: list) -> Iterator[Any]:

@@ -98,6 +98,7 @@ def test_command_writes_a_folder_that_loads(run: Callable, tmp_path: Path):
         *("configuration_luna.py", "kernels_luna.py", "modeling_luna.py"),
     }
     assert folder.stat().st_mode & 0o777 == 0o777 & ~current_umask()
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~current_umask()}
     weights = load(TIED / "checkpoint.pt")["model"]
     model = AutoModelForMaskedLM.from_pretrained(folder)
     assert isinstance(model, LunaForMaskedLM)

@@ -209,17 +209,19 @@ SMALL_DISK = ("unshare", "--map-root-user", "--mount", "sh", "-c")
 
 @pytest.fixture
 def small_disk(tmp_path: Path, environment: dict[str, str]) -> Callable:
-    """Run Python where `tmp_path / "small"` is a disk of so many KiB, and list what was left on it."""
+    """Run Python where `tmp_path / "small"`, or another place, is a disk of so many KiB, and list what was left on
+    it."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = f"mount -t tmpfs -o size={{}}k none {folder}"
+    mount = "mount -t tmpfs -o size={}k none {}"
     if os.name != "posix" or shutil.which("unshare") is None:
         pytest.skip("needs unshare")
-    if subprocess.run([*SMALL_DISK, mount.format(16)], capture_output=True).returncode:
+    if subprocess.run([*SMALL_DISK, mount.format(16, folder)], capture_output=True).returncode:
         pytest.skip("needs the right to mount a disk")
 
-    def run(kilobytes: int, *arguments: object) -> tuple[subprocess.CompletedProcess, list[str]]:
-        command = f'{mount.format(kilobytes)} && "$@"; code=$?; find {folder} -printf "left: %P\\n"; exit $code'
+    def run(kilobytes: int, *arguments: object, place: Path = folder) -> tuple[subprocess.CompletedProcess, list[str]]:
+        disk = mount.format(kilobytes, place)
+        command = f'{disk} && "$@"; code=$?; find {place} -printf "left: %P\\n"; exit $code'
         finished = subprocess.run(
             [*SMALL_DISK, command, "sh", sys.executable, *map(str, arguments)],
             cwd=environment["PYTHONPATH"],

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from filelock import FileLock
+from run_records import timeless
 from safetensors.torch import load_file
 
 from common.errors import STOPPED, Stopped
@@ -89,6 +90,17 @@ def test_each_checkpoint_holds_model_tokenizer_card_and_progress(run: Callable, 
         "luna.layers.1.packed_layer_norm.bias",
     }
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_umask_decides_who_may_read(run: Callable, train: Callable, tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        train(run(max_steps=5))
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert {path.parent.name for path in files} >= {"checkpoint-5", "training_state", "model"}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
 def test_old_checkpoints_are_deleted_over_the_limit(run: Callable, train: Callable, tmp_path: Path):
@@ -304,6 +316,22 @@ def test_limit_of_time_makes_a_checkpoint_and_the_run_goes_on(run: Callable, tra
             train(run(max_time="00:00:00", output_dir=str(tmp_path / "run")))
     metrics = train(run(output_dir=str(tmp_path / "run")))
     assert [(r["step"], r.get("loss")) for r in metrics] == [(r["step"], r.get("loss")) for r in expected]
+
+
+def test_stops_leave_no_trace_in_the_metrics(run: Callable, train: Callable, tmp_path: Path):
+    """Neither a record of their own nor a mean over fewer steps, wherever they come: here at 3, 6 and 9."""
+    values = {"logging_steps": 5, "save_steps": 0, "eval_steps": 6, "model": {"hidden_dropout_prob": 0.1}}
+    expected = train(run(**values, output_dir=str(tmp_path / "whole")))
+    for step in (3, 6, 9):
+        with pytest.raises(Stopped, match=f"Stopped at step {step} of 12"):
+            train(run(**values, max_time="00:00:00", output_dir=str(tmp_path / "run")))
+    metrics = train(run(**values, output_dir=str(tmp_path / "run")))
+    assert [(record["step"], "loss" in record) for record in metrics] == [
+        *[(5, True), (6, False), (10, True), (12, True), (12, False)]
+    ]
+    assert timeless(metrics) == timeless(expected)
+    card = (tmp_path / "run" / "checkpoint-9" / "README.md").read_text(encoding="utf-8")
+    assert "tokens seen | 4,5" in card  # of 9 x 16 x 32 places, a few of them padding
 
 
 def test_folder_of_a_run_that_goes_on_is_refused(run: Callable, train: Callable, tmp_path: Path):

@@ -13,6 +13,7 @@ import pytest
 from processes import processes_of, wait_until
 
 from pretrain.checkpoints import find_checkpoints, find_damage
+from pretrain.metrics import read_metrics
 
 
 LAUNCHER = ("-m", "accelerate.commands.launch", "--config_file")
@@ -28,7 +29,7 @@ def test_lost_process_ends_the_run(
     start: Callable, build_config: Callable, write_config: Callable, tmp_path: Path, victim: str
 ):
     run = tmp_path / "run"
-    changes = {"max_steps": 100_000, "save_steps": 20, "eval_steps": 0}
+    changes = {"max_steps": 100_000, "save_steps": 20, "eval_steps": 0, "logging_steps": 10}
     config = write_config(build_config(run, **changes), tmp_path / "run.yaml")
     launcher = start(*LAUNCHER, "configs/accelerate/cpu_2_processes.yaml", "pretrain/run_mlm.py", config)
     try:
@@ -45,6 +46,7 @@ def test_lost_process_ends_the_run(
     status = json.loads((run / "status.json").read_text())
     last = find_checkpoints(run)[-1]
     assert find_damage(last) is None
+    assert all(record["step"] % 10 == 0 for record in read_metrics(run / "metrics.jsonl"))
     if victim == "launcher":
         assert status["state"] == "stopped" and last.name.removeprefix("checkpoint-") in status["message"]
         assert output.count("with a checkpoint. The same command goes on from it.") == 1

@@ -1,5 +1,6 @@
 """What is logged while a run goes on, also when it is gone on with or the disk fails."""
 
+import dataclasses
 import io
 import json
 import math
@@ -110,10 +111,11 @@ def do_step(
     seconds: float = 1.0,
     waited: float = 0.0,
     last: bool = False,
+    stopping: bool = False,
 ):
     monitoring.time.now += seconds
     progress.step += 1
-    monitor.step_done(progress, step_result, 0.5, waited, last)
+    monitor.step_done(progress, step_result, 0.5, waited, last, stopping)
 
 
 def metrics(tmp_path: Path) -> list[dict]:
@@ -152,6 +154,32 @@ def test_record_of_the_steps_since_the_last_log(build_monitor: Callable, tmp_pat
     record = metrics(tmp_path)[1]
     assert (record["loss"], record["tokens"], record["tokens_per_second"]) == (1.0, 4 * TOKENS, 192)
     assert record["accuracy"] is None
+
+
+@pytest.mark.parametrize("kept", ["the window", "none, as before there was one"])
+def test_record_spans_a_stop(build_monitor: Callable, tmp_path: Path, clock: Clock, kept: str):
+    monitor, progress = build_monitor(logging_steps=4)
+    do_step(monitor, progress, result(0.1), seconds=4.0, waited=1.0)
+    do_step(monitor, progress, result(math.nan, skipped=True), seconds=2.0, stopping=True)
+    assert metrics(tmp_path) == [] and (progress.tokens, progress.skipped) == (0, 0)
+    assert (progress.counted("tokens"), progress.counted("skipped"), progress.skipped_in_a_row) == (2 * TOKENS, 1, 1)
+
+    stored = json.loads(json.dumps(dataclasses.asdict(progress)))  # as in a checkpoint
+    if kept != "the window":
+        del stored["window"]
+    clock.now += 1000.0
+    monitor, progress = build_monitor(progress=Progress(**stored))
+    do_step(monitor, progress, result(0.2), seconds=1.0)
+    do_step(monitor, progress, result(0.7), seconds=1.0)
+    (record,) = metrics(tmp_path)
+    if kept == "the window":
+        assert record["loss"] == float(torch.tensor(0.1) + torch.tensor(0.2) + torch.tensor(0.7)) / 3
+        assert (record["tokens"], record["labelled_tokens"], record["skipped_steps"]) == (4 * TOKENS, 4 * LABELLED, 1)
+        assert (record["tokens_per_second"], record["data_wait_share"]) == (TOKENS / 2, 0.125)
+    else:
+        assert record["loss"] == pytest.approx(0.45)
+        assert (record["tokens"], record["skipped_steps"], record["tokens_per_second"]) == (2 * TOKENS, 0, TOKENS)
+    assert progress.window == {}
 
 
 def test_untimed_work_does_not_count_as_training(build_monitor: Callable, tmp_path: Path, clock: Clock):

@@ -52,11 +52,10 @@ class NoWaiting(TorchDispatchMode):
 
     @staticmethod
     def _is_on_the_cpu() -> bool:
-        """The model checks ids and masks on a CPU alone (`test_step_on_a_device_without_values` sees the rest); the
-        loader draws a seed when it starts."""
+        """The model checks ids and masks on a CPU alone; `test_step_on_a_device_without_values` sees the rest."""
         frame = sys._getframe()
         while frame is not None:
-            if Path(frame.f_code.co_filename).name in ("modeling_luna.py", "kernels_luna.py", "dataloader.py"):
+            if Path(frame.f_code.co_filename).name in ("modeling_luna.py", "kernels_luna.py"):
                 return True
             frame = frame.f_back
         return False
