@@ -1,4 +1,6 @@
-"""Text to tokens, once: `python pretrain/prepare.py configs/pretrain/NAME.yaml` or the first run of the training.
+"""Prepare the data of a pretraining: text to tokens, once. The first run of the training does the same.
+
+    python pretrain/prepare.py configs/pretrain/NAME.yaml [--verify] [--key value ...]
 
 A prepared folder holds a folder of shards for each source (see `pretrain.data.shards`), the tokenizer, the rows of the
 packings that were asked for, and `manifest.json`. Its name ends in a fingerprint of all that it depends on. It is
@@ -6,8 +8,7 @@ written beside and renamed when whole.
 
 Text of any size is prepared in bounded memory by several processes; what they write does not depend on their number.
 After an interruption the same command goes on from the shards that are whole, and damaged ones are made again. Files
-are hashed where they were changed since they were last looked at; `python pretrain/prepare.py CONFIG.yaml --verify`
-hashes all.
+are hashed where they were changed since they were last looked at; `--verify` hashes all and prepares nothing.
 """
 
 import dataclasses
@@ -418,10 +419,10 @@ def verify(config: PretrainConfig) -> Path:
 
 def main(arguments: list[str]):
     if "--verify" in arguments:
-        config = load_config([argument for argument in arguments if argument != "--verify"])
+        config = load_config([argument for argument in arguments if argument != "--verify"], __doc__)
         print(f"All files are as they were written: {verify(config)}")
         return
-    config = load_config(arguments)
+    config = load_config(arguments, __doc__)
     folder = prepare(config)
     splits = read_manifest(folder)["splits"]
     for split in SPLITS:
