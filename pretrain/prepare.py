@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from common.errors import UserError, report_user_errors
 from common.files import PARTIAL, make_folder, publish_folder, remove_folder, write_folder, write_json
+from common.signs_of_life import with_progress
 from pretrain.configuration import PretrainConfig, load_config
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.parts import Part, split_statistics
@@ -297,16 +297,17 @@ def _write_parts(config: PretrainConfig, settings: ShardSettings, partial: Path)
     num_proc = _num_proc(config)
     tasks = (task for part in missing for task in part.tasks(num_proc))
     started = time.perf_counter()
-    megabytes = 0.0
-    with tqdm(desc="Tokenising", unit="MB", disable=None) as bar:
-        for record in shared_out(ShardWriter, (settings,), tasks, num_proc):
-            size = sum(counts["bytes"] for counts in record["splits"].values()) / 1e6
-            megabytes += size
-            bar.update(round(size))
+    records = shared_out(ShardWriter, (settings,), tasks, num_proc)
+    megabytes = sum(map(_megabytes, with_progress(records, "Tokenising", "MB", size=_megabytes)))
     seconds = time.perf_counter() - started
     if megabytes:
         print(f"Tokenised {megabytes:.1f} MB in {seconds:.1f} s ({megabytes / seconds:.1f} MB/s)", flush=True)
     return parts
+
+
+def _megabytes(record: dict) -> float:
+    """The text of a shard."""
+    return sum(counts["bytes"] for counts in record["splits"].values()) / 1e6
 
 
 def _threshold(parts: list[Part], threshold: int) -> int:
