@@ -6,10 +6,10 @@ The keys are those of `Case`. It prints one line of JSON, see `measure`. The pro
 nothing that another model has left in memory or in caches counts.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -232,7 +232,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def main():
     keep_freed_memory()
-    case = Case(**json.loads(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", type=json.loads, help="the fields of a case as JSON, from benchmarks/speed.py")
+    case = Case(**parser.parse_args().case)
     try:
         result = {"outcome": "measured", **measure(case)}
     except Exception as error:

@@ -3,17 +3,21 @@
 import difflib
 import json
 import re
+import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from common.errors import UserError
+from common.key_help import help_text
 
 
+T = TypeVar("T")
+MOST_LISTED = 40  # known keys that a message about an unknown one names
 TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -29,7 +33,34 @@ class ConfigurationError(UserError):
     """A key or value that cannot be used."""
 
 
-def read_values(path: Path, overrides: list[str], known: dict[str, Any], nested: Sequence[str]) -> dict[str, Any]:
+def read_configuration(config_class: type[T], arguments: list[str], nested: dict[str, type | None], about: str) -> T:
+    """Read `FILE.yaml --key value ...` into a dataclass, not validated yet; `--help` prints its keys and exits.
+
+    Args:
+        config_class: a dataclass with the field `output_dir`. A docstring below each field says what it means.
+        arguments: of the command line.
+        nested: keys that hold mappings, whose own keys are written `--NESTED.KEY`, each with the dataclass of these
+            keys if there is one.
+        about: what `--help` prints before the keys.
+
+    Raises:
+        ConfigurationError: where no file is named, or for what `read_values` refuses.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(about, config_class, nested))
+        sys.exit()
+    if not arguments or arguments[0].startswith("--"):
+        raise ConfigurationError(
+            f"Name a configuration file first: {Path(sys.argv[0]).name} FILE.yaml [--key value ...]. --help lists the "
+            "keys."
+        )
+    values = read_values(Path(arguments[0]), arguments[1:], typing.get_type_hints(config_class), nested)
+    if "output_dir" not in values:
+        raise ConfigurationError(f"{arguments[0]} names no output_dir: add it, or give --output_dir FOLDER.")
+    return config_class(**values)
+
+
+def read_values(path: Path, overrides: list[str], known: dict[str, Any], nested: Collection[str]) -> dict[str, Any]:
     """The values of a configuration: those of a YAML file, changed by `--key value ...`.
 
     Args:
@@ -46,23 +77,33 @@ def read_values(path: Path, overrides: list[str], known: dict[str, Any], nested:
     values = read_yaml(path)
     for key in values:
         if key not in known:
-            raise ConfigurationError(f"{path}: {key} is not a key of the configuration.{suggest(key, list(known))}")
+            raise ConfigurationError(f"{path}: {_unknown(key, known)}")
     values = {key: convert(key, value, known[key]) for key, value in values.items()}
     for key, texts in texts_of.items():
         outer, _, inner = key.partition(".")
         if outer in nested and inner:
             values[outer] = {**values.get(outer, {}), inner: parse(key, texts, Any)}
         elif key not in known:
-            raise ConfigurationError(f"--{key} is not a key of the configuration.{suggest(key, list(known))}")
+            raise ConfigurationError(f"--{_unknown(key, known)}")
         else:
             values[key] = convert(key, parse(key, texts, known[key]), known[key])
     return values
 
 
-def suggest(key: object, known: list[str]) -> str:
-    """' Did you mean X?' for the known key nearest to a wrong one, or nothing."""
+def _unknown(key: object, known: dict[str, Any]) -> str:
+    return f"{key} is not a key of the configuration.{suggest(key, list(known), ' --help lists the keys.')}"
+
+
+def suggest(key: object, known: list[str], listed: str = "") -> str:
+    """' Did you mean X?' for the known key nearest to a wrong one, or the known ones where they are few.
+
+    Args:
+        listed: what is said instead of many, such as where they are listed.
+    """
     nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-    return f" Did you mean {nearest[0]!r}?" if nearest else f" Known are: {', '.join(known)}."
+    if nearest:
+        return f" Did you mean {nearest[0]!r}?"
+    return f" Known are: {', '.join(known)}." if len(known) <= MOST_LISTED else listed
 
 
 def read_json(path: Path) -> dict:

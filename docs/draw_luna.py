@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw pack and unpack inside one layer: `python docs/draw_luna.py` writes docs/luna.png (needs matplotlib)."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ RADIUS, BOX = 0.22, 0.45  # of a sum, and half the width of a box
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
     draw().savefig(OUTPUT, dpi=200)
     print(f"wrote {OUTPUT}")
 

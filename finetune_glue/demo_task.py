@@ -129,7 +129,7 @@ def _in_several(collections: Iterable[list[str]]) -> set[str]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="gets the task's description and data")
     print(write_demo_task(parser.parse_args().folder))
 
 

@@ -3,11 +3,10 @@
 import dataclasses
 import math
 import re
-import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.yaml_config import ConfigurationError, read_json, read_values, suggest
+from common.yaml_config import ConfigurationError, read_configuration, read_json, suggest
 from pretrain.data.text_source import ON_BAD_RECORD, Source
 
 
@@ -47,114 +46,176 @@ class PretrainConfig:
     """
 
     output_dir: str
+    """The run's folder: checkpoints, metrics, curves and the finished model."""
 
-    # Data: `python-docs`, a dataset id of the Hub, local files, folders or globs; or mappings with the fields of
-    # `pretrain.data.sources.Source`.
+    # Data and rows
     data: str | list = "python-docs"
+    """`python-docs`, a dataset id of the Hub, local files, folders or globs; or mappings with the fields of
+    `pretrain.data.sources.Source` (docs/pretraining-data.md)."""
     text_column: str = "text"
+    """Column of tables, and key of JSON lines, that holds the text."""
     documents: str = "auto"
+    """What a document is in a text file: auto, line, blank_line or file."""
     validation_share: float = 0.02
-    on_bad_record: str = "error"  # or "skip": leave out what cannot be read, and count it
+    """Share of the documents held out for validation."""
+    on_bad_record: str = "error"
+    """error, or skip: leave out records that cannot be read, and count them."""
     prepared_dir: str = "data/prepared"
+    """Folder of prepared data, which runs share."""
     num_proc: int | None = None
-
-    # Rows: "stream" cuts the stream of documents anywhere; "full_sentences" (RoBERTa's) only between sentences;
-    # "best_fit" fills rows with whole documents, each with its own positions and packed state.
+    """Processes that prepare the data; null: one for each core."""
     packing: str = "stream"
+    """stream cuts the stream of documents anywhere; full_sentences (RoBERTa's) only between sentences; best_fit fills
+    rows with whole documents, each with its own positions and packed state."""
 
-    # Tokenizer: a folder or Hub id, or none to train one of `vocab_size` tokens on the data.
+    # Tokenizer
     tokenizer: str | None = None
+    """Folder or Hub id; null: train one on the data."""
     vocab_size: int = 16384
-    tokenizer_train_megabytes: int = 200  # of text that a tokenizer is trained on, sampled from all of it
+    """Tokens of a tokenizer that is trained."""
+    tokenizer_train_megabytes: int = 200
+    """Megabytes of text that a tokenizer is trained on, sampled from all of it."""
     max_length: int = 512
+    """Tokens of a row."""
 
-    # Model: fields of `LunaConfig`, on top of a JSON file of them where one is named. Another `model_type` is another
-    # masked language model of Transformers, for comparisons, with the fields of its own configuration; it can be
-    # trained on "stream" and "full_sentences" alone. `init_from` is a model to start
-    # from, a folder or an id of the Hub (with `@REVISION` if need be). It gives the architecture and, where none is
-    # named, the tokenizer; `model` may change what `pretrain.saved_model.CHANGEABLE` lists, and positions are added
-    # where `max_length` asks for them.
+    # Model
     model_type: str = "luna"
+    """Architecture: luna, or another masked language model of Transformers for comparisons, on stream or
+    full_sentences."""
     model_config: str | None = None
+    """JSON file of fields of the model's configuration."""
     model: dict = dataclasses.field(default_factory=dict)
+    """Fields of the model's configuration on top of model_config (for luna docs/model.md), also as --model.FIELD."""
     init_from: str | None = None
+    """Model to start from, a folder or an id of the Hub (ID@REVISION for a revision). It gives the architecture and,
+    where none is named, the tokenizer; `model` may change dropout, convolution, positions and vocabulary alone."""
     attn_implementation: str | None = None
+    """eager, sdpa, flex_attention or flash_attention_2; null: the model's choice."""
 
-    # Objective: what is chosen ("token", "whole_word" or "span": one to ten whole words, `mean_span_length` on
-    # average), and what share of the tokens. With `mask_probability_end` the share goes there in a straight line over
-    # `mask_probability_steps`, or over the run.
+    # Objective
     masking: str = "token"
+    """What is predicted: token, whole_word, or span (one to ten whole words)."""
     mask_probability: float = 0.15
+    """Share of the tokens that are predicted."""
     mask_probability_end: float | None = None
+    """Share at the end, reached in a straight line; null: it stays."""
     mask_probability_steps: int | None = None
+    """Steps after which that end is reached; null: those of the run."""
     mean_span_length: float = 3.0
+    """Mean length of spans, in words."""
 
-    # Length of the run and of its schedule: in steps, in tokens (places of rows, padding included) or in hours of
-    # training. One of the max_* is needed; warm-up and decay are in the same unit. Without them the warm-up takes 6 %
-    # of the run, and the decay of the trapezoidal schedule 10 %.
+    # Length of the run: one of the max_* is needed, and warm-up and decay are in its unit.
     max_steps: int | None = None
+    """Length of the run in optimiser steps."""
     warmup_steps: int | None = None
+    """Steps over which the learning rate rises; null: 6 % of the run."""
     decay_steps: int | None = None
+    """Steps over which the trapezoidal schedule falls; null: 10 % of the run."""
     max_tokens: int | None = None
+    """Length of the run in tokens (places of rows, padding included), instead of max_steps."""
     warmup_tokens: int | None = None
+    """Tokens over which the learning rate rises; null: 6 % of the run."""
     decay_tokens: int | None = None
+    """Tokens over which the trapezoidal schedule falls; null: 10 % of the run."""
     max_train_hours: float | None = None
+    """Length of the run in hours of training, instead of max_steps."""
     warmup_hours: float | None = None
+    """Hours over which the learning rate rises; null: 6 % of the run."""
     decay_hours: float | None = None
-    lr_scheduler_type: str = "linear"  # or "cosine", "trapezoidal"
+    """Hours over which the trapezoidal schedule falls; null: 10 % of the run."""
+    lr_scheduler_type: str = "linear"
+    """Schedule after the warm-up: linear, cosine or trapezoidal."""
     learning_rate: float = 6e-4
+    """Learning rate at the end of the warm-up."""
     min_learning_rate: float = 0.0
+    """Learning rate at the end of the run."""
 
-    # Optimisation: the paper's appendix.
+    # Optimisation: the paper's appendix
     seed: int = 0
+    """Seed of weights, rows, masks and dropout."""
     batch_size: int = 256
-    batch_size_start: int | None = None  # rows of the first steps, which rise to batch_size ...
-    batch_size_ramp_steps: int = 0  # ... over so many
-    max_length_start: int | None = None  # the first steps cut their rows into pieces of so many tokens; doubled ...
-    max_length_ramp_steps: int = 0  # ... in stages of the same length up to max_length, over so many steps
-    per_device_train_batch_size: int | None = None  # rows that a process takes at once, at most; null: all its share
-    optimizer: str = "adamw"  # or "stable_adamw"
+    """Rows of one optimiser step, over all processes and accumulation steps together."""
+    batch_size_start: int | None = None
+    """Rows of the first steps, which rise to batch_size; null: no rise."""
+    batch_size_ramp_steps: int = 0
+    """Steps over which the batch rises from batch_size_start."""
+    max_length_start: int | None = None
+    """Tokens of the pieces into which the first steps cut their rows, doubled in stages up to max_length; null: whole
+    rows."""
+    max_length_ramp_steps: int = 0
+    """Steps over which the rows grow from max_length_start."""
+    per_device_train_batch_size: int | None = None
+    """Rows that a process takes at once at most; null: all its share."""
+    optimizer: str = "adamw"
+    """adamw or stable_adamw."""
     adam_beta1: float = 0.9
+    """Decay of the mean of the gradients."""
     adam_beta2: float = 0.98
+    """Decay of the mean of their squares."""
     adam_epsilon: float = 1e-6
+    """Added to the divisor of a step."""
     weight_decay: float = 0.01
+    """Decoupled weight decay; biases and norms have none."""
     max_grad_norm: float = 1.0
+    """Norm that gradients are clipped to."""
     mixed_precision: str | None = None
-    gradient_checkpointing: bool | str = False  # or "selective": of what is cheap to compute again
-    torch_compile: bool = False  # layers, head and loss
+    """bf16 or no; null: as the launcher says."""
+    gradient_checkpointing: bool | str = False
+    """true computes layers again in the backward pass; selective only what is cheap of them."""
+    torch_compile: bool = False
+    """Compile layers, head and loss."""
     max_skipped_in_a_row: int = 10
+    """Steps in a row without a finite loss and gradient after which the run ends."""
 
-    # A second set of weights, averaged at each `averaging_interval` steps from `averaging_start_step` on:
-    # "exponential" with `averaging_decay`, or "stage", the plain mean.
+    # A second set of weights, averaged over steps
     weight_averaging: str | None = None
+    """exponential, or stage: the plain mean; null: none."""
     averaging_decay: float = 0.999
+    """Weight of the old average in the exponential one."""
     averaging_start_step: int = 0
+    """Step from which weights are averaged."""
     averaging_interval: int = 1
+    """Steps between two that are averaged."""
 
-    # What is written, in steps. Of the checkpoints the newest `save_total_limit`, those at multiples of `keep_every`
-    # and the one with the lowest validation loss at its own step stay.
+    # What is written
     logging_steps: int = 10
+    """Steps between two lines of metrics."""
     eval_steps: int = 100
+    """Steps between two evaluations; 0: one at the end."""
     max_eval_rows: int | None = None
+    """Validation rows that an evaluation reads at most; null: all."""
     save_steps: int = 500
+    """Steps between two checkpoints; 0: one at the end."""
     save_total_limit: int | None = 3
+    """Newest checkpoints that are kept, besides that of the lowest validation loss; null: all."""
     keep_every: int | None = None
-    on_bad_checkpoint: str = "error"  # or "previous": go on from the newest checkpoint that is whole
-    max_time: str | None = None  # HH:MM:SS, after which the run makes a checkpoint and ends, to be gone on with
+    """Checkpoints at multiples of so many steps are kept, too."""
+    on_bad_checkpoint: str = "error"
+    """error, or previous: resume from the newest checkpoint that is whole."""
+    max_time: str | None = None
+    """HH:MM:SS after which the run writes a checkpoint and ends, to be resumed by the same command."""
     dataloader_num_workers: int = 1
+    """Processes that make batches; 0: the training process does it."""
 
     # The Hub: each checkpoint becomes a commit on main and a tag step-N, the finished model the tag final.
-    push_to_hub: str | None = None  # NAMESPACE/NAME
-    hub_private_repo: bool | None = None  # of a new repository; null: as the namespace has it
-    hub_overwrite: bool = False  # use a repository that holds other files and tags, replacing those of the same names
-    hub_wait: str = "00:30:00"  # HH:MM:SS for which the end of the run waits for uploads
-    hub_max_waiting: int | None = 10  # checkpoints deleted here that wait for the Hub; null: all
-    language: str | list | None = None  # for the model card: ISO 639 codes of the text
-    license: str | None = None  # for the model card: of the model
-    # Where it can be watched, besides metrics.jsonl: `tensorboard`, `trackio`, `wandb`, or several. There the run has
-    # the name of its folder, in this project.
+    push_to_hub: str | None = None
+    """Repository that checkpoints and the model go to, NAMESPACE/NAME."""
+    hub_private_repo: bool | None = None
+    """Whether a new repository is private; null: as the namespace has it."""
+    hub_overwrite: bool = False
+    """Use a repository that holds other files and tags, replacing those of the same names."""
+    hub_wait: str = "00:30:00"
+    """HH:MM:SS for which the end of the run waits for uploads."""
+    hub_max_waiting: int | None = 10
+    """Checkpoints deleted here that wait for the Hub at most; null: all."""
+    language: str | list | None = None
+    """ISO 639 codes of the text, for the model card."""
+    license: str | None = None
+    """License of the model, for the model card."""
     report_to: str | list = dataclasses.field(default_factory=list)
+    """Trackers besides metrics.jsonl: tensorboard, trackio, wandb, or several."""
     project: str = "luna"
+    """Project of the trackers; there the run has the name of its folder."""
 
     def sources(self) -> list[Source]:
         """The entries of `data`, each with its own fields or those of the run."""
@@ -400,19 +461,17 @@ class PretrainConfig:
             raise ConfigurationError(f"{key} is {getattr(self, key)!r}: it {message}.")
 
 
-def load_config(arguments: list[str]) -> PretrainConfig:
+def load_config(arguments: list[str], about: str = "") -> PretrainConfig:
     """Read `FILE.yaml --key value ...`; values are YAML, keys below `model` are written `--model.KEY`.
+
+    Args:
+        about: what `--help` prints before the keys.
 
     Raises:
         ConfigurationError: for a file that is not there or not YAML, an unknown key (with the nearest known one), or
-            a value of the wrong type.
+            a value that makes no sense.
     """
-    if not arguments or arguments[0].startswith("--"):
-        raise ConfigurationError("usage: run_mlm.py configs/pretrain/NAME.yaml [--key value ...]")
-    values = read_values(Path(arguments[0]), arguments[1:], typing.get_type_hints(PretrainConfig), nested=["model"])
-    if "output_dir" not in values:
-        raise ConfigurationError(f"{arguments[0]} names no output_dir: add it, or give --output_dir FOLDER.")
-    config = PretrainConfig(**values)
+    config = read_configuration(PretrainConfig, arguments, {"model": None}, about)
     config.validate()
     return config
 

@@ -64,7 +64,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         choices=("at_once", "left_to_right"),
         default="at_once",
         help="of the tokens of a hidden word: all at once, or one after the other, which is fairer where vocabularies "
-        "differ and takes several passes",
+        "differ and takes several passes (%(default)s)",
     )
     add("--seed", type=seed, default=0, help="of the choice of hidden words (%(default)s)")
     add(
@@ -78,7 +78,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         choices=("original", "within_word_l2r"),
         default="original",
         help="pseudo-log-likelihood: mask one token at a time (original, Salazar et al. 2020), or also those that "
-        "follow it in its word (within_word_l2r, Kauf & Ivanova 2023)",
+        "follow it in its word (within_word_l2r, Kauf & Ivanova 2023; %(default)s)",
     )
     add(
         "--batch_size",
@@ -87,7 +87,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="rows of max_length at once; more of shorter ones (%(default)s)",
     )
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and activations (%(default)s)")
-    add("--device", default="auto", help="auto: the best there is; or cpu, cuda, mps, xpu")
+    add("--device", default="auto", help="auto: the best there is; or cpu, cuda, mps, xpu (%(default)s)")
     add("--trust_remote_code", action="store_true", help="run the Python code that models bring along")
     add("--output", nargs="+", type=output_file, default=[], metavar="FILE", help="FILE.json, FILE.csv or FILE.md")
     options = parser.parse_args(arguments)
@@ -109,8 +109,16 @@ def add_text_options(parser: argparse.ArgumentParser):
         help="texts, named as in the `data` of a pretraining: files, folders, patterns, datasets of the Hub, "
         "python-docs, or mappings such as '{path: wikitext, config: wikitext-103-raw-v1, split: test}'",
     )
-    add("--text_column", default="text", help="column of tables, and key of JSON lines, that holds the text")
-    add("--documents", default="auto", help="what a document is in text files: auto, line, blank_line or file")
+    add(
+        "--text_column",
+        default="text",
+        help="column of tables, and key of JSON lines, that holds the text (%(default)s)",
+    )
+    add(
+        "--documents",
+        default="auto",
+        help="what a document is in text files: auto, line, blank_line or file (%(default)s)",
+    )
     add("--split", default="validation", help="split of datasets of the Hub (%(default)s)")
     add(
         "--held_out",

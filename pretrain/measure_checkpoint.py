@@ -32,9 +32,9 @@ DATA = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model_config", type=Path)
-    parser.add_argument("--folder", type=Path, default=Path("."), help="on the disk to be measured")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("model_config", type=Path, help="a file of configs/model")
+    parser.add_argument("--folder", type=Path, default=Path("."), help="on the disk to be measured (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="checkpoints (%(default)s)")
     arguments = parser.parse_args()
     with TemporaryDirectory(dir=arguments.folder) as folder:
         config = PretrainConfig(

@@ -23,8 +23,8 @@ from pretrain.metrics import METRICS_FILE
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a file of configs/pretrain")
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 1_000_000])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 1_000_000], help="done before (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="of each (%(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -41,7 +41,9 @@ class Stopwatch:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a file of configs/pretrain")
-    parser.add_argument("--steps", type=int, default=60, help=f"of the run; the first {FIRST} do not count")
+    parser.add_argument(
+        "--steps", type=int, default=60, help=f"of the run; the first {FIRST} do not count (%(default)s)"
+    )
     arguments, others = parser.parse_known_args()
     parts = {name: Stopwatch() for name in ("forward", "backward", "optimiser")}
     marks: list[tuple[float, dict[str, float]]] = []

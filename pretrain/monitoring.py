@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from tqdm import tqdm
 from common.durations import duration
 from common.flops import training_flops
 from common.hardware import GIB, describe_hardware, peak_flops, peak_memory
-from pretrain.batches import BatchPlan
+from common.signs_of_life import with_progress
+from pretrain.batches import BatchPlan, EvaluationBatches
 from pretrain.configuration import PretrainConfig
 from pretrain.device_totals import DeviceTotals, Totals
 from pretrain.health import COLLAPSED
@@ -293,6 +294,13 @@ class Monitor:
                 f"warning: slots have collapsed in layer{'s' if len(collapsed) > 1 else ''} "
                 f"{', '.join(map(str, collapsed))}: the effective rank of P is below {COLLAPSED} there"
             )
+
+    def shown(self, batches: EvaluationBatches) -> Iterator[dict]:
+        """The batches of an evaluation, with a sign of life while it takes long."""
+        items: Iterator[dict] = iter(batches)
+        if not self.active:
+            return items
+        return with_progress(items, "Evaluation", "batches", total=len(batches), say=self.say)
 
     def untimed(self, work: Callable, *arguments):
         """Do something that is not training, such as an evaluation, without counting its time as training."""

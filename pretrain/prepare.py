@@ -1,4 +1,6 @@
-"""Text to tokens, once: `python pretrain/prepare.py configs/pretrain/NAME.yaml` or the first run of the training.
+"""Prepare the data of a pretraining: text to tokens, once. The first run of the training does the same.
+
+    python pretrain/prepare.py configs/pretrain/NAME.yaml [--verify] [--key value ...]
 
 A prepared folder holds a folder of shards for each source (see `pretrain.data.shards`), the tokenizer, the rows of the
 packings that were asked for, and `manifest.json`. Its name ends in a fingerprint of all that it depends on. It is
@@ -6,8 +8,7 @@ written beside and renamed when whole.
 
 Text of any size is prepared in bounded memory by several processes; what they write does not depend on their number.
 After an interruption the same command goes on from the shards that are whole, and damaged ones are made again. Files
-are hashed where they were changed since they were last looked at; `python pretrain/prepare.py CONFIG.yaml --verify`
-hashes all.
+are hashed where they were changed since they were last looked at; `--verify` hashes all and prepares nothing.
 """
 
 import dataclasses
@@ -18,8 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tqdm import tqdm
 
 from common.errors import UserError, report_user_errors, say
 from common.files import (
@@ -34,6 +33,7 @@ from common.files import (
     write_checked_json,
     write_folder,
 )
+from common.signs_of_life import with_progress
 from pretrain.configuration import PretrainConfig, load_config
 from pretrain.data.local_files import files_elsewhere
 from pretrain.data.manifest import CHECKED, MANIFEST, damaged_files, read_manifest, write_manifest
@@ -278,16 +278,17 @@ def _write_parts(config: PretrainConfig, identity: dict, settings: ShardSettings
     num_proc = _num_proc(config)
     tasks = (task for part in missing for task in part.tasks(num_proc))
     started = time.perf_counter()
-    megabytes = 0.0
-    with tqdm(desc="Tokenising", unit="MB", disable=None) as bar:
-        for record in shared_out(ShardWriter, (settings,), tasks, num_proc):
-            size = sum(counts["bytes"] for counts in record["splits"].values()) / 1e6
-            megabytes += size
-            bar.update(round(size))
+    records = shared_out(ShardWriter, (settings,), tasks, num_proc)
+    megabytes = sum(map(_megabytes, with_progress(records, "Tokenising", "MB", size=_megabytes)))
     seconds = time.perf_counter() - started
     if megabytes:
         say(f"Tokenised {megabytes:.1f} MB in {seconds:.1f} s ({megabytes / seconds:.1f} MB/s)")
     return parts
+
+
+def _megabytes(record: dict) -> float:
+    """The text of a shard."""
+    return sum(counts["bytes"] for counts in record["splits"].values()) / 1e6
 
 
 def _threshold(parts: list[Part], threshold: int) -> int:
@@ -408,10 +409,10 @@ def verify(config: PretrainConfig) -> Path:
 
 def main(arguments: list[str]):
     if "--verify" in arguments:
-        config = load_config([argument for argument in arguments if argument != "--verify"])
+        config = load_config([argument for argument in arguments if argument != "--verify"], __doc__)
         say(f"All files are as they were written: {verify(config)}")
         return
-    config = load_config(arguments)
+    config = load_config(arguments, __doc__)
     folder = prepare(config)
     splits = read_manifest(folder)["splits"]
     for split in SPLITS:

@@ -1,7 +1,8 @@
-"""What a run has to show: the picture of its curves, and what the model fills into masked sentences.
+"""Draw the curves of several runs into one picture, also of runs that are not over.
 
-`python pretrain/report.py RUN [RUN ...] --output FILE.png` draws the curves of several runs into one picture, also of
-runs that are not over.
+    python pretrain/report.py RUN [RUN ...] --output FILE.png
+
+At the end of a run `report_run` also prints what the model fills into masked sentences.
 """
 
 import argparse
@@ -199,7 +200,9 @@ def main(arguments: list[str]):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--output", type=Path, required=True, help="the picture to write")
-    parser.add_argument("--over", choices=list(AXES), default="tokens", help="what the curves are drawn over")
+    parser.add_argument(
+        "--over", choices=list(AXES), default="tokens", help="what the curves are drawn over (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     formats = FigureCanvasBase.get_supported_filetypes()
     if options.output.suffix.lower().removeprefix(".") not in formats or options.output.is_dir():

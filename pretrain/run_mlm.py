@@ -5,7 +5,7 @@
 - The rows and masks of step k are functions of (seed, k): not of the number of processes, the size of the
   micro-batches, or a restart.
 - The loss is the sum over all predicted tokens of the global batch divided by their number.
-- A checkpoint is whole or not there; the same command goes on from the last one.
+- A checkpoint is whole or not there; the same command resumes from the last one.
 - The data are prepared at the first run and found again by a fingerprint at the next.
 """
 
@@ -161,4 +161,4 @@ def pretrain(
 if __name__ == "__main__":
     end_with_launcher()
     with report_user_errors():
-        main(load_config(sys.argv[1:]))
+        main(load_config(sys.argv[1:], __doc__))

@@ -126,10 +126,11 @@ def _train_steps(run: Run, batches: Iterator[list[dict]]) -> dict[str, float] | 
 
 def _evaluate(run: Run) -> dict[str, float]:
     """The validation metrics of the weights that are trained, and those of their average."""
-    metrics = evaluate(run.accelerator, run.model, run.validation)
+    monitor = run.monitor
+    metrics = evaluate(run.accelerator, run.model, monitor.shown(run.validation))
     if run.average is not None and run.average.count:
         with run.average.swapped_in():
-            averaged = evaluate(run.accelerator, run.model, run.validation)
+            averaged = evaluate(run.accelerator, run.model, monitor.shown(run.validation))
         metrics |= {f"averaged_{name}": value for name, value in averaged.items()}
     return metrics
 

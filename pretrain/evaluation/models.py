@@ -6,7 +6,7 @@ into batches and shares these out over the processes.
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,6 @@ from accelerate.utils import gather_object
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from tqdm import tqdm
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
@@ -35,6 +34,7 @@ from transformers.models.nystromformer.modeling_nystromformer import Nystromform
 
 import modeling_luna  # noqa: F401  (makes the Auto classes know Luna)
 from common.encoders import NO_LIMIT, blocking_mask, fixed_length, located, position_limits
+from common.signs_of_life import with_progress
 
 
 T = TypeVar("T")
@@ -321,10 +321,10 @@ class Scorer:
             # It puts its sparse attention off for good at the first short batch.
             self.weights.bert.set_attention_type(self.weights.config.attention_type)
         started = time.perf_counter()
-        # None: no bar where the output is not a terminal.
-        hide = None if PartialState().is_main_process else True
-        bar = tqdm(batches, desc=f"{self.opened.name}: {title}", unit="batch", leave=False, disable=hide)
-        scored = [self._score_batch([rows[row] for row in batch]) for batch in bar]
+        shown: Iterable[np.ndarray] = batches
+        if PartialState().is_main_process:
+            shown = with_progress(batches, f"{self.opened.name}: {title}", "batches", total=len(batches))
+        scored = [self._score_batch([rows[row] for row in batch]) for batch in shown]
         if not scored:
             return np.empty(0), np.empty(0, dtype=bool), 0.0
         # Here and not batch by batch, which would make the host wait for each of them.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,7 +116,8 @@ def test_values_of_the_file(file: Path, content: str, key: str, value: Any) -> N
             "--learning-rate 1.0",
             "--learning-rate is not a key of the configuration. Did you mean 'learning_rate'?",
         ),
-        ("7: 1", "", "FILE: 7 is not a key of the configuration. Known are: output_dir, data, "),
+        ("7: 1", "", "FILE: 7 is not a key of the configuration. --help lists the keys."),
+        ("", "--zzz 1", "--zzz is not a key of the configuration. --help lists the keys."),
         ("max_steps: ten", "", "max_steps is 'ten': it must be a whole number or null."),
         ("max_steps: 10.5", "", "max_steps is 10.5: it must be a whole number or null."),
         ("batch_size:", "", "batch_size is None: it must be a whole number."),
@@ -170,9 +172,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert message(latin).startswith(f"{latin} is not YAML: 'utf-8' codec can't decode")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--max_steps", "1"], ["--help"]])
-def test_the_usage_where_no_file_is_named(arguments: list[str]) -> None:
-    with pytest.raises(ConfigurationError, match=r"^usage: run_mlm.py configs/pretrain/NAME.yaml \[--key value"):
+@pytest.mark.parametrize("arguments", [[], ["--max_steps", "1"]])
+def test_the_usage_where_no_file_is_named(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["pretrain/prepare.py", *arguments])
+    message = "Name a configuration file first: prepare.py FILE.yaml [--key value ...]. --help lists the keys."
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
         load_config(arguments)
 
 

@@ -24,6 +24,7 @@ from transformers import (
     LongformerForMaskedLM,
 )
 
+from common import signs_of_life
 from pretrain.evaluation.models import MaskedModel
 from pretrain.prepare import prepare, read_manifest
 
@@ -118,6 +119,17 @@ def test_many_architectures_side_by_side(evaluate: Callable, folders: dict, corp
         for part in ("", "order", "field: syntax"):
             accuracy = model["minimal_pairs"]["overall"]["accuracy"]
             assert table[model["model"], part, "accuracy"] == str(accuracy)
+
+
+def test_long_scoring_says_how_far_it_is(
+    script: Callable, folders: dict, corpus: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(signs_of_life, "SECONDS_BETWEEN_LINES", 0)
+    code, output, errors = script(SCRIPT, folders["luna"], "--data", corpus, "--minimal_pairs", pairs)
+    assert code == 0
+    for title in (corpus, "minimal pairs"):
+        assert re.search(rf"^{folders['luna']}: {title}: 1 of \d+ batches, .+ left$", errors, re.MULTILINE)
+    assert " left" not in output
 
 
 def test_models_beside_it_change_no_number(evaluate: Callable, folders: dict, corpus: Path, pairs: Path):

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import resource
 import shutil
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 from run_records import timeless
 
+from common import signs_of_life
 from common.durations import duration
 from common.flops import training_flops
 from modeling_luna import LunaConfig, LunaForMaskedLM
@@ -471,3 +473,13 @@ def test_metrics_of_a_run_and_its_resume(build_config: Callable, train: Callable
     config.output_dir = str(tmp_path / "killed")
     resumed = train(config)
     assert timeless(resumed) == timeless(whole)
+
+
+def test_long_evaluations_and_preparations_say_how_far_they_are(
+    build_config: Callable, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setattr(signs_of_life, "SECONDS_BETWEEN_LINES", 0)
+    train(build_config(tmp_path / "run", prepared_dir=str(tmp_path / "prepared"), max_steps=1, warmup_steps=1))
+    output, errors = capsys.readouterr()
+    assert re.search(r"^Evaluation: 1 of \d+ batches, .+ left$", output, re.MULTILINE)
+    assert re.search(r"^Tokenising: \d+ MB in .+ s$", errors, re.MULTILINE)
