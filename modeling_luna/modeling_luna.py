@@ -388,6 +388,16 @@ class AttentionPlan(NamedTuple):
         }
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute in what would lose too much in float16 or bfloat16."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Softmax over the last dimension, at least in float32."""
+    return nn.functional.softmax(scores, dim=-1, dtype=at_least_float32(scores.dtype))
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -404,7 +414,7 @@ def eager_attention_forward(
         attention_weights = attention_weights.masked_fill(~attention_mask, torch.finfo(query.dtype).min)
     elif attention_mask is not None:
         attention_weights = attention_weights + attention_mask
-    attention_weights = nn.functional.softmax(attention_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attention_weights = softmax(attention_weights).to(query.dtype)
     attention_weights = fast_dropout(attention_weights, dropout, module.training)
     context = torch.matmul(attention_weights, value)
     return context.transpose(1, 2).contiguous(), attention_weights
@@ -587,9 +597,10 @@ def sinusoids(positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         positions: integers of any shape.
         like: gives the size of the last dimension, which is even, and the dtype of the result.
     """
-    half = like.shape[-1] // 2
-    frequencies = torch.exp(torch.arange(half, device=positions.device) * (-math.log(10000.0) / max(half - 1, 1)))
-    angles = positions.unsqueeze(-1).float() * frequencies
+    half, dtype = like.shape[-1] // 2, at_least_float32(like.dtype)
+    steps = torch.arange(half, dtype=dtype, device=positions.device)
+    frequencies = torch.exp(steps * (-math.log(10000.0) / max(half - 1, 1)))
+    angles = positions.unsqueeze(-1).to(dtype) * frequencies
     return torch.cat((angles.sin(), angles.cos()), dim=-1).to(like.dtype)
 
 
@@ -740,8 +751,8 @@ class LunaUnpackAttention(LunaAttention):
         scores = scores + bias.to(scores.dtype)  # (batch, n, heads, l)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        weights = nn.functional.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-        output = linear_by_document(weights.to(scores.dtype).flatten(2), to_output.flatten(2))
+        weights = softmax(scores).to(scores.dtype)
+        output = linear_by_document(weights.flatten(2), to_output.flatten(2))
         return output + self.out_proj.bias.to(output.dtype)
 
 
