@@ -20,6 +20,7 @@ from .modeling_luna import (
     LunaPreTrainedModel,
     LunaQuestionAnsweringOutput,
 )
+from .token_attentions_luna import token_attentions
 from .tokenization_luna import LunaTokenizer
 
 
@@ -54,4 +55,5 @@ __all__ = [
     "LunaPreTrainedModel",
     "LunaQuestionAnsweringOutput",
     "LunaTokenizer",
+    "token_attentions",
 ]
