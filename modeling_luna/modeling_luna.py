@@ -535,9 +535,8 @@ class LunaEmbeddings(nn.Module):
             packed = packed + sinusoids(torch.arange(num_slots, device=packed.device), packed)
         packed = self.packed_layer_norm(packed).expand(num_documents, -1, -1)
         packed = self.dropout(packed)
-        slot_mask = used_slots(self.config, document_mask, num_slots)
-        if slot_mask is not None:
-            packed = packed.masked_fill(~slot_mask.unsqueeze(-1), 0.0)
+        if document_mask is not None and self.config.dynamic_projection:
+            packed = packed.masked_fill(~used_slots(document_mask, num_slots).unsqueeze(-1), 0.0)
         return hidden_states, packed
 
     def sums_of_positions(self) -> torch.Tensor:
@@ -588,14 +587,11 @@ def first_positions(
     return position_ids[:, :1]
 
 
-def used_slots(config: LunaConfig, document_mask: torch.Tensor | None, num_slots: int) -> torch.Tensor | None:
+def used_slots(document_mask: torch.Tensor, num_slots: int) -> torch.Tensor:
     """Which of its slots a document uses, (documents, l), where `document_mask` (documents, n) tells its tokens.
 
-    None where every document uses all slots. A document without a token has one slot all the same, so that whatever
-    is computed from its slots is finite.
+    A document without a token has one slot all the same, so that whatever is computed from its slots is finite.
     """
-    if document_mask is None or not config.dynamic_projection:
-        return None
     lengths = document_mask.sum(dim=-1, keepdim=True).clamp(min=1)
     return torch.arange(num_slots, device=document_mask.device) < lengths
 
@@ -1175,7 +1171,9 @@ class LunaModel(LunaPreTrainedModel):
     ) -> tuple[AttentionPlan, AttentionPlan]:
         """The layout for packing and for unpacking, the same in every layer."""
         document_mask = attention_mask if documents is None else documents.mask
-        slot_mask = used_slots(self.config, document_mask, packed.shape[1])
+        slot_mask = None
+        if document_mask is not None and self.config.dynamic_projection:
+            slot_mask = used_slots(document_mask, packed.shape[1])
         flash = is_flash_attention_requested(self.config) and (attention_mask is not None or documents is not None)
         by_document = documents is not None and self._attends_by_document(documents)
         if flash or by_document:
@@ -1398,7 +1396,10 @@ class LunaClassificationHead(nn.Module):
     def _pool(
         self, hidden_states: torch.Tensor, packed: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        slot_mask = used_slots(self.config, attention_mask, packed.shape[1])
+        slot_mask = None
+        if attention_mask is not None and self.config.dynamic_projection:
+            slot_mask = used_slots(attention_mask, packed.shape[1])
+
         if self.config.classifier_pooling == "mean":
             if attention_mask is None:
                 return hidden_states.mean(dim=1)
