@@ -175,7 +175,7 @@ def traced_kinds(fast: tuple[str, ...]) -> pytest.MarkDecorator:
 
 @torch.no_grad()
 @pytest.mark.parametrize("tokens", [4, 9], ids=["below-l", "above-l"])
-@traced_kinds(fast=("base", "base_absorbed"))
+@traced_kinds(fast=("packed_attention",))
 def test_trace(tiny_model: Callable, tmp_path: Path, kind: str, implementation: str, masked: bool, tokens: int):
     """The example has fewer or more tokens than slots; the saved trace takes both."""
     model_class, fields = KINDS[kind]
