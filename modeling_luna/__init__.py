@@ -21,6 +21,7 @@ from .modeling_luna import (
     LunaQuestionAnsweringOutput,
 )
 from .releases_luna import PreTrainedConfig
+from .token_attentions_luna import token_attentions
 from .tokenization_luna import LunaTokenizer
 
 
@@ -55,4 +56,5 @@ __all__ = [
     "LunaPreTrainedModel",
     "LunaQuestionAnsweringOutput",
     "LunaTokenizer",
+    "token_attentions",
 ]

@@ -492,8 +492,8 @@ class LunaEmbeddings(nn.Module):
         position_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         documents: RaggedRows | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return the tokens (batch, n, hidden), P (documents, l, hidden) and which slots are used (documents, l).
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens (batch, n, hidden) and P (documents, l, hidden).
 
         Without `documents` every row of the batch is one.
         """
@@ -519,10 +519,9 @@ class LunaEmbeddings(nn.Module):
             packed = packed + sinusoids(torch.arange(num_slots, device=packed.device), packed)
         packed = self.packed_layer_norm(packed).expand(num_documents, -1, -1)
         packed = apply_dropout(self.dropout, packed)
-        if document_mask is None or not self.config.dynamic_projection:
-            return hidden_states, packed, None
-        slot_mask = used_slots(document_mask, num_slots)
-        return hidden_states, packed.masked_fill(~slot_mask.unsqueeze(-1), 0.0), slot_mask
+        if document_mask is not None and self.config.dynamic_projection:
+            packed = packed.masked_fill(~used_slots(document_mask, num_slots).unsqueeze(-1), 0.0)
+        return hidden_states, packed
 
     def sums_of_positions(self) -> torch.Tensor:
         """(l, hidden): in row j the sum of the embeddings of the positions j, j + l and so on, if there are any."""
@@ -1046,10 +1045,8 @@ class LunaModel(LunaPreTrainedModel):
         if input_ids is not None and (input_ids.device.type == "cpu" or not self.training):  # a GPU has to be asked
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
 
-        hidden_states, packed, slot_mask = self.embeddings(
-            input_ids, inputs_embeds, position_ids, attention_mask, documents
-        )
-        pack_plan, unpack_plan = self._plan_attention(hidden_states, packed, attention_mask, slot_mask, documents)
+        hidden_states, packed = self.embeddings(input_ids, inputs_embeds, position_ids, attention_mask, documents)
+        pack_plan, unpack_plan = self._plan_attention(hidden_states, packed, attention_mask, documents)
         for layer in self.layers:
             hidden_states, packed = layer(
                 hidden_states, packed, pack_plan, unpack_plan, attention_mask, documents, **kwargs
@@ -1082,10 +1079,13 @@ class LunaModel(LunaPreTrainedModel):
         hidden_states: torch.Tensor,
         packed: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        slot_mask: torch.Tensor | None,
         documents: RaggedRows | None,
     ) -> tuple[AttentionPlan, AttentionPlan]:
         """The layout for packing and for unpacking, the same in every layer."""
+        document_mask = attention_mask if documents is None else documents.mask
+        slot_mask = None
+        if document_mask is not None and self.config.dynamic_projection:
+            slot_mask = used_slots(document_mask, packed.shape[1])
         flash = is_flash_attention_requested(self.config) and (attention_mask is not None or documents is not None)
         by_document = documents is not None and self._attends_by_document(documents)
         if flash or by_document:

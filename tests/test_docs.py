@@ -6,7 +6,11 @@ import contextlib
 import importlib.util
 import io
 import itertools
+import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +19,14 @@ import torch
 from matplotlib.text import Text
 from tokenizers import ByteLevelBPETokenizer
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import RobertaConfig, RobertaTokenizer
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    RobertaConfig,
+    RobertaTokenizer,
+    pipeline,
+)
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
 from modeling_luna import LunaConfig, LunaForMaskedLM, LunaModel
@@ -26,6 +37,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTED = re.compile(r"^print\(.*\)  +# (.*)$", re.MULTILINE)
 SHAPE = re.compile(r"^(outputs\.\w+)  # (\(.*\))$", re.MULTILINE)
+HEADING = re.compile(r"^## (.*)$", re.MULTILINE)
+# Sections whose package no extra installs: their tests run where it is there.
+OPTIONAL = {"OpenVINO": "openvino", "bertviz": "bertviz", "captum": "captum"}
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 
 
@@ -57,8 +71,15 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_page(page: Path) -> dict:
-    """Run the Python blocks of a page in order; return the names they leave.
+def heading_of(block: re.Match) -> str:
+    """The heading of the section that a block of code stands in; "" before the first."""
+    return ["", *HEADING.findall(block.string[: block.start()])][-1]
+
+
+def run_page(page: Path, sections: tuple[str, ...] | None = None) -> dict:
+    """Run the Python blocks of a page in order, all but optional ones, or those of `sections` after the first ones.
+
+    Returns the names they leave.
 
     What a block prints must be what the comments behind its `print` calls say, or stand below it. A line such as
     `outputs.logits  # (2, n, num_labels)` must tell the shape.
@@ -66,6 +87,10 @@ def run_page(page: Path) -> dict:
     text = page.read_text()
     names = {}
     blocks = [match for match in CODE_BLOCK.finditer(text) if match[1] == "python"]
+    if sections is None:
+        blocks = [block for block in blocks if heading_of(block) not in OPTIONAL]
+    else:
+        blocks = [block for block in blocks if heading_of(block) in ("", *sections)]
     assert blocks, f"{page.name} has no Python block: do its fences begin a line?"
     for block in blocks:
         lines_before = text[: block.start(2)].count("\n")
@@ -99,6 +124,96 @@ def test_examples(page: str, demo_folder: Path, monkeypatch: pytest.MonkeyPatch)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         run_page(ROOT / "docs" / page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "section"), [("exporting.md", "OpenVINO"), ("heads.md", "bertviz"), ("heads.md", "captum")]
+)
+def test_optional_section(page: str, section: str, demo_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    package = OPTIONAL[section]
+    pytest.importorskip(package, reason=f"{package} is not installed: pip install {package}")
+    monkeypatch.chdir(demo_folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        names = run_page(ROOT / "docs" / page, (section,))
+    if section == "bertviz":
+        assert "number" in names["page"].data
+    if section == "captum":
+        assert names["of_tokens"].shape == names["batch"]["input_ids"].shape
+        assert names["of_tokens"].abs().max() > 0.001
+
+
+@pytest.fixture
+def node_modules() -> Path:
+    """The folder of node's packages that holds transformers.js: in the checkout, or named by NODE_PATH."""
+    named = filter(None, os.environ.get("NODE_PATH", "").split(os.pathsep))
+    for folder in (ROOT / "node_modules", *map(Path, named)):
+        if shutil.which("node") and (folder / "@huggingface/transformers").is_dir():
+            return folder
+    pytest.skip(
+        "needs node, and transformers.js in the checkout: "
+        "npm install --no-save --ignore-scripts @huggingface/transformers@4"
+    )
+
+
+@pytest.mark.slow
+def test_transformers_js(demo_folder: Path, node_modules: Path, monkeypatch: pytest.MonkeyPatch):
+    """The recipe in docs/exporting.md, and the other pipelines on heads that were exported by it."""
+    monkeypatch.chdir(demo_folder)
+    page = ROOT / "docs/exporting.md"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        names = run_page(page, ("ONNX", "transformers.js"))
+        heads = {
+            "text-classification": AutoModelForSequenceClassification,
+            "token-classification": AutoModelForTokenClassification,
+            "question-answering": AutoModelForQuestionAnswering,
+        }
+        for task, auto_class in heads.items():
+            head = auto_class.from_pretrained("runs/demo/model")
+            names["export_web"](head, names["batch"], Path("web", task))
+            head.save_pretrained(task)
+            names["tokenizer"].save_pretrained(task)
+    (script,) = (block[2] for block in CODE_BLOCK.finditer(page.read_text()) if block[1] == "js")
+    text, question = "Raise an error.", "What is returned?"
+    script += f"""
+const classify = await pipeline("text-classification", "text-classification", {{ dtype: "fp32" }});
+const tag = await pipeline("token-classification", "token-classification", {{ dtype: "fp32" }});
+const answer = await pipeline("question-answering", "question-answering", {{ dtype: "fp32" }});
+const found = {{
+    fillings,
+    features: features.tolist(),
+    label: await classify("{text}"),
+    tags: await tag("{text}", {{ ignore_labels: [] }}),
+    answer: await answer("{question}", "{text}"),
+}};
+console.log("FOUND" + JSON.stringify(found));
+"""
+    Path("luna.mjs").write_text(script)
+    Path("node_modules").symlink_to(node_modules.resolve())
+    process = subprocess.run(["node", "luna.mjs"], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout.split("FOUND")[1])
+
+    expected = pipeline("fill-mask", model="runs/demo/model")("Close the file, and return its <mask>.", top_k=3)
+    assert [filling["token"] for filling in found["fillings"]] == [filling["token"] for filling in expected]
+    scores = [filling["score"] for filling in expected]
+    assert [filling["score"] for filling in found["fillings"]] == pytest.approx(scores, abs=1e-5)
+
+    extract = pipeline("feature-extraction", model="runs/demo/model")
+    for features, sentence in zip(found["features"], names["sentences"], strict=False):
+        means = extract(sentence, return_tensors=True)[0].mean(dim=0)
+        assert features == pytest.approx(means.tolist(), abs=1e-5)
+
+    (label,) = pipeline("text-classification", model="text-classification")(text)
+    assert found["label"][0]["label"] == label["label"]
+    assert found["label"][0]["score"] == pytest.approx(label["score"], abs=1e-5)
+
+    tags = pipeline("token-classification", model="token-classification", ignore_labels=[])(text)
+    assert [tag["entity"] for tag in found["tags"]] == [tag["entity"] for tag in tags]
+    assert [tag["score"] for tag in found["tags"]] == pytest.approx([tag["score"] for tag in tags], abs=1e-5)
+    assert found["answer"]["answer"] in text
 
 
 def multiply_adds(layer: torch.nn.Module, *args, **kwargs) -> int:
