@@ -5,6 +5,7 @@
 Every other file imports this one first, so that a release that is too old ends in the sentence below.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import transformers
 from transformers.utils.versions import require_version
 
 
-OLDEST_RELEASES = {"torch": "2.13", "transformers": "5.0"}
+OLDEST_RELEASES = {"torch": "2.11", "transformers": "5.0"}
 
 for package, release in OLDEST_RELEASES.items():
     require_version(f"{package}>={release}", f"Luna needs it: pip install --upgrade '{package}>={release}'")
@@ -29,28 +30,39 @@ try:
 except ImportError:  # before 5.4, where a configuration is no dataclass
     from huggingface_hub.dataclasses import strict as strict_dataclass
 
-    strict = strict_dataclass(accept_kwargs=True)
-
     class PreTrainedConfig(transformers.PreTrainedConfig):
         validate_rope = None  # takes arguments, and so would be no validator of a strict dataclass
 
         def __init_subclass__(cls, **kwargs):
             super().__init_subclass__(**kwargs)
-            dataclass(cls, repr=False)
+            strict_dataclass(dataclass(cls, repr=False), accept_kwargs=True)
 
         def __post_init__(self, **kwargs):
             transformers.PreTrainedConfig.__init__(self, **kwargs)
+
+    def strict(config_class: type) -> type:
+        return config_class  # as every subclass is
 
 
 try:
     from transformers.utils.generic import merge_with_config_defaults
     from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 except ImportError:  # before 5.2, where one decorator does both
-    from transformers.utils.generic import OutputRecorder
-    from transformers.utils.generic import check_model_inputs as capture_outputs
+    from transformers.utils.generic import OutputRecorder, check_model_inputs
 
     def merge_with_config_defaults(forward: Callable) -> Callable:
         return forward
+
+    def capture_outputs(forward: Callable) -> Callable:
+        captured = check_model_inputs(forward)
+
+        @functools.wraps(forward)
+        def forward_with_all_flags(self, *args, **kwargs):
+            """A flag that is not given would be that of `output_attentions`."""
+            flags = {flag: getattr(self.config, flag, False) for flag in map("output_{}".format, self._can_record_outputs)}
+            return captured(self, *args, **flags | kwargs)
+
+        return forward_with_all_flags
 
 
 if not hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):  # before 5.2
