@@ -221,7 +221,7 @@ def _print_rows(config: PretrainConfig, folder: Path):
 
 
 def _build(config: PretrainConfig, identity: dict, partial: Path):
-    from pretrain.data.tokenizer import row_ends, token_type_of
+    from pretrain.data.tokenizer import ids_given_out, row_ends, token_type_of
 
     tokenizer = _tokenizer(config, partial)
     settings = ShardSettings(
@@ -229,6 +229,7 @@ def _build(config: PretrainConfig, identity: dict, partial: Path):
         token_type=token_type_of(len(tokenizer)),
         end=row_ends(tokenizer)[1],
         threshold=int(config.validation_share * HASH_RANGE),
+        given_out=ids_given_out(tokenizer),
     )
     parts = _write_parts(config, settings, partial)
     threshold = _threshold(parts, settings.threshold)

@@ -34,6 +34,8 @@ class Part:
         """The part of a prepared folder, named after all that its bytes depend on."""
         tokenizer = hashlib.sha256(settings.tokenizer.encode()).hexdigest()
         identity = [format, source_identity(source), tokenizer, settings.end, settings.threshold, SHARD_BYTES]
+        if settings.given_out is not None:
+            identity.append(settings.given_out)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return cls(source, prepared / f"part-{digest}")
 
