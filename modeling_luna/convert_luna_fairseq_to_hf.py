@@ -29,7 +29,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AddedToken, RobertaTokenizer
+from transformers import AddedToken
 from transformers.utils import logging
 
 from modeling_luna.configuration_luna import LunaConfig
@@ -99,7 +99,7 @@ class Conversion:
     config: LunaConfig
     num_parameters: int
     head: str | None
-    tokenizer: RobertaTokenizer | LunaTokenizer | None
+    tokenizer: LunaTokenizer | None
     output_dir: Path
     notes: list[str]
 
@@ -530,9 +530,7 @@ def set_label_names(config: LunaConfig, head: str | None, num_labels: int, path:
     config.label2id = {label: index for index, label in enumerate(labels[:num_labels])}
 
 
-def build_tokenizer(
-    symbols: list[str], vocab_file: Path, merges_file: Path, max_length: int
-) -> RobertaTokenizer | LunaTokenizer:
+def build_tokenizer(symbols: list[str], vocab_file: Path, merges_file: Path, max_length: int) -> LunaTokenizer:
     """The tokenizer that gives the checkpoint's ids: GPT-2's BPE, then the row of the token's GPT-2 id."""
     tokens_of_ids = {str(index): token for token, index in read_encoder(vocab_file).items()}
     # A symbol that is overwritten has two rows, and the last one counts; the special ones stay where they are.
@@ -554,26 +552,18 @@ def build_tokenizer(
             taken.add(name)
     vocab |= {token: len(symbols) + place for place, token in enumerate(missing)}
 
-    mask_token: Any = AddedToken(MASK_TOKEN, lstrip=True, special=True, normalized=False)
     try:
-        tokenizer = RobertaTokenizer(
-            vocab=vocab, merges=read_merges(merges_file), mask_token=mask_token, model_max_length=max_length
+        return LunaTokenizer(
+            vocab=vocab,
+            merges=read_merges(merges_file),
+            dictionary_size=len(symbols) if missing else None,
+            mask_token=AddedToken(MASK_TOKEN, lstrip=True, special=True, normalized=False),
+            model_max_length=max_length,
         )
     except ConversionError:
         raise
     except Exception as error:  # of the tokenizers library, which has no class of its own
         raise ConversionError(f"{vocab_file} and {merges_file} do not fit together: {first_line(error)}.") from error
-    if not missing:
-        return tokenizer
-    return LunaTokenizer(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        dictionary_size=len(symbols),
-        model_max_length=max_length,
-        mask_token=mask_token,
-        **{
-            f"{name}_token": getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "cls", "sep", "pad", "unk")
-        },
-    )
 
 
 def read_encoder(path: Path) -> dict[str, int]:
@@ -709,11 +699,11 @@ def summary(conversion: Conversion) -> str:
         head = f", head {conversion.head} ({config.num_labels} outputs, pooling {config.classifier_pooling})"
     if conversion.tokenizer is None:
         tokenizer = "none; give --vocab_file and --merges_file of GPT-2's BPE for one"
-    elif isinstance(conversion.tokenizer, LunaTokenizer):
-        missing = len(conversion.tokenizer.backend_tokenizer.get_vocab()) - len(conversion.tokenizer)
-        tokenizer = f"LunaTokenizer; {missing} tokens of the BPE are not in the dictionary and become <unk>"
     else:
         tokenizer = type(conversion.tokenizer).__name__
+        missing = len(conversion.tokenizer.backend_tokenizer.get_vocab()) - len(conversion.tokenizer)
+        if missing:
+            tokenizer += f"; {missing} tokens of the BPE are not in the dictionary and become <unk>"
     auto_class = auto_class_name(conversion)
     lines = [
         *conversion.notes,

@@ -21,7 +21,7 @@ for package, release in OLDEST_RELEASES.items():
     require_version(f"{package}>={release}", f"Luna needs it: pip install --upgrade '{package}>={release}'")
 
 PreTrainedConfig = transformers.PreTrainedConfig
-TokenizersBackend = transformers.TokenizersBackend
+RobertaTokenizer = transformers.RobertaTokenizer
 ALL_ATTENTION_FUNCTIONS = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS
 create_bidirectional_mask = transformers.masking_utils.create_bidirectional_mask
 

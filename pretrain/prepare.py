@@ -186,7 +186,7 @@ def _print_rows(config: PretrainConfig, folder: Path):
 
 
 def _build(config: PretrainConfig, identity: dict, partial: Path):
-    from pretrain.data.tokenizer import row_ends, token_type_of
+    from pretrain.data.tokenizer import ids_given_out, row_ends, token_type_of
 
     for source, text in zip(config.sources(), identity["sources"], strict=True):
         if text["kind"] == "files" and (elsewhere := files_elsewhere(source)):
@@ -197,6 +197,7 @@ def _build(config: PretrainConfig, identity: dict, partial: Path):
         token_type=token_type_of(len(tokenizer)),
         end=row_ends(tokenizer)[1],
         threshold=int(config.validation_share * HASH_RANGE),
+        given_out=ids_given_out(tokenizer),
     )
     parts = _write_parts(config, identity, settings, partial)
     threshold = _threshold(parts, settings.threshold)

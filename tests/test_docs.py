@@ -24,12 +24,11 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     RobertaConfig,
-    RobertaTokenizer,
     pipeline,
 )
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
-from modeling_luna import LunaConfig, LunaForMaskedLM, LunaModel
+from modeling_luna import LunaConfig, LunaForMaskedLM, LunaModel, LunaTokenizer
 
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +52,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trained.train_from_iterator(["Return the number of items."], vocab_size=300, special_tokens=specials)
     trained.save_model(str(model_folder))
-    tokenizer = RobertaTokenizer.from_pretrained(model_folder, model_max_length=64)
+    tokenizer = LunaTokenizer.from_pretrained(model_folder, model_max_length=64)
     tokenizer.save_pretrained(model_folder)
     config = LunaConfig(
         vocab_size=len(tokenizer),

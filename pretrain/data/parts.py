@@ -40,6 +40,8 @@ class Part:
         """
         tokenizer = hashlib.sha256(settings.tokenizer.encode()).hexdigest()
         identity = [format, text, tokenizer, settings.end, settings.threshold, SHARD_BYTES]
+        if settings.given_out is not None:
+            identity.append(settings.given_out)
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return cls(source, prepared / f"part-{digest}")
 

@@ -37,12 +37,14 @@ class ShardSettings:
         token_type: NumPy type of ids.
         end: id of `</s>`.
         threshold: documents whose hash lies below are held out for validation.
+        given_out: for each id of the JSON the one that the tokenizer gives out, where they differ.
     """
 
     tokenizer: str
     token_type: str
     end: int
     threshold: int
+    given_out: tuple[int, ...] | None = None
 
 
 class ShardTask(NamedTuple):
@@ -106,11 +108,14 @@ class ShardWriter:
             ids += encoding.ids
             ids.append(self.settings.end)
             documents.append(len(ids))
-        tokens = np.array(ids, dtype=self.settings.token_type)
+        tokens = np.array(ids, dtype=np.uint32)
         bounds = np.array(documents)
         found = self._places_by_bytes(tokens, bounds, texts, decoded)
         if found is None:
             found = self._places_by_offsets(bounds, decoded)
+        if self.settings.given_out is not None:
+            tokens = np.array(self.settings.given_out)[tokens]
+        tokens = tokens.astype(self.settings.token_type)
         return SplitArrays(bounds, np.unique(np.concatenate([bounds, found])), tokens)
 
     def _places_by_bytes(

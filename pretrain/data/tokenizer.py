@@ -3,13 +3,15 @@
 import heapq
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import xxhash
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from common.files import check_model_files
+from modeling_luna import LunaTokenizer
 from pretrain.data.sources import DocumentReader, Source
 
 
@@ -73,6 +75,8 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer in RoBERTa's form: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>` last.
 
+    It is a `LunaTokenizer`, which gives words the tokens that they have in the sentence.
+
     Args:
         texts: one by one or in batches.
         vocab_size: the number of tokens, `<mask>` included; a text of few words gives fewer.
@@ -98,11 +102,10 @@ def train_tokenizer(
     bpe = json.loads(tokenizer.to_str())["model"]
     # <mask> takes the space before it, so that "the <mask> of" and "the word of" have the same number of tokens.
     mask_token = AddedToken("<mask>", lstrip=True, special=True, normalized=False)
-    # Its annotations know of neither pairs nor AddedToken.
-    return RobertaTokenizer(
+    return LunaTokenizer(
         vocab=bpe["vocab"],
-        merges=[tuple(merge) for merge in bpe["merges"]],  # type: ignore[misc]
-        mask_token=mask_token,  # type: ignore[arg-type]
+        merges=[tuple(merge) for merge in bpe["merges"]],
+        mask_token=mask_token,
         model_max_length=max_length,
     )
 
@@ -151,6 +154,18 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> list[bool]:
     if any(token.startswith("##") for token in tokens):
         return [not token.startswith("##") for token in tokens]
     return [token[:1] in ("Ġ", "Ċ", "ĉ", "▁") for token in tokens]
+
+
+def ids_given_out(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...] | None:
+    """For each id inside a tokenizer the one that it gives out; None where it gives out all as they are.
+
+    They differ where a dictionary lacks tokens of the BPE (see `LunaTokenizer`).
+    """
+    inside = tokenizer.backend_tokenizer.get_vocab()
+    if len(inside) == len(tokenizer):
+        return None
+    ids: Any = tokenizer.convert_tokens_to_ids(sorted(inside, key=inside.__getitem__))
+    return tuple(ids)
 
 
 def token_type_of(vocab_size: int) -> str:

@@ -1,5 +1,6 @@
 """Preparation: what the folder holds, that it is found again, and that it is whole or not there."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from modeling_luna import LunaTokenizer
 from pretrain import prepare as prepare_module
 from pretrain.configuration import PretrainConfig
 from pretrain.data import parts
@@ -70,6 +72,31 @@ def test_tokens_decode_to_the_documents(config: PretrainConfig, text: Path):
     assert train and validation
     # Each split keeps the order of the text.
     assert [document for document in texts_of(text) if document in set(train)] == train
+
+
+def test_tokens_that_a_dictionary_lacks_are_unknown(config: PretrainConfig, text: Path, tmp_path: Path):
+    """As in the tokenizer of a converted model: its own ids are not those inside."""
+    trained = load_tokenizer(str(prepare(config) / "tokenizer"))
+    tokens = sorted(trained.get_vocab(), key=trained.get_vocab().get)
+    lacked = tokens[262:-1:3]
+    known = [token for token in tokens if token not in lacked]
+    merges = json.loads(trained.backend_tokenizer.to_str())["model"]["merges"]
+    tokenizer = LunaTokenizer(
+        vocab={token: index for index, token in enumerate([*known, *lacked])},
+        merges=[tuple(merge) for merge in merges],
+        dictionary_size=len(known),
+    )
+    tokenizer.add_tokens(["<moon>"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    text.write_text(text.read_text().replace("moon", "<moon>"))
+
+    prepared = prepare(dataclasses.replace(config, tokenizer=str(tmp_path / "tokenizer"), packing="best_fit"))
+    stream = PackedRows.open(prepared, "train", max_length=32).stream[:]
+    expected = {tuple(tokenizer(document, add_special_tokens=False)["input_ids"]) for document in texts_of(text)}
+    found = np.split(stream, np.flatnonzero(stream == tokenizer.sep_token_id) + 1)
+    assert found and all(tuple(document[:-1].tolist()) in expected for document in found if len(document))
+    assert tokenizer.unk_token_id in stream and len(known) in stream
+    assert stream.max() < len(tokenizer) == len(known) + 1
 
 
 def test_manifest_tells_what_the_folder_holds(config: PretrainConfig):
@@ -496,7 +523,7 @@ def test_given_tokenizer(config: PretrainConfig, sentences: Callable, tmp_path: 
     assert prepare(config) == prepared
 
 
-@pytest.mark.parametrize(("kilobytes", "whole"), [pytest.param(8, 0, marks=pytest.mark.slow), (40, 1)])
+@pytest.mark.parametrize(("kilobytes", "whole"), [pytest.param(8, 0, marks=pytest.mark.slow), (44, 1)])
 def test_full_disk_while_preparing(
     config: PretrainConfig, small_disk: Callable, write_config: Callable, tmp_path: Path, kilobytes: int, whole: int
 ):

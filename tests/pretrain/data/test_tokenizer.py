@@ -87,6 +87,13 @@ def test_auto_tokenizer_loads_what_was_saved(trained, tmp_path: Path, with_model
     assert load_tokenizer(str(tmp_path)).get_vocab() == trained.get_vocab()
 
 
+def test_words_have_the_tokens_of_the_sentence(trained, tmp_path: Path) -> None:
+    trained.save_pretrained(tmp_path)
+    for tokenizer in (trained, load_tokenizer(str(tmp_path))):
+        for text in TEXTS:
+            assert tokenizer(text.split(" "), is_split_into_words=True)["input_ids"] == tokenizer(text)["input_ids"]
+
+
 def test_the_same_text_gives_the_same_tokenizer_one_by_one_or_in_batches(trained) -> None:
     assert train_tokenizer([TEXTS[:2], TEXTS[2:]], 300, 64).get_vocab() == trained.get_vocab()
 
