@@ -15,13 +15,14 @@ from common.files import remove_folder, write_folder, write_text
 from common.hardware import describe_hardware
 from finetune_glue.batches import padding_share
 from finetune_glue.cell_trainer import CellTrainer, Log, Progress
-from finetune_glue.cells import Cell
+from finetune_glue.cells import Cell, difference
 from finetune_glue.configuration import UNTRAINED
+from finetune_glue.contents import digest_of_files
 from finetune_glue.data import TaskData
 from finetune_glue.encoding import EncodedRows, encode
 from finetune_glue.metrics import check_metrics, evaluate, is_constant, predicted, score
 from finetune_glue.results import MODEL, PREDICTIONS
-from finetune_glue.starting_model import StartingModel, load_starting_model
+from finetune_glue.starting_model import StartingModel, load_starting_model, loaded_content
 from finetune_glue.tasks import Task
 
 
@@ -82,6 +83,9 @@ def run_cell(
     start = load_starting_model(
         cell.model, cell.task, cell.hyperparameters.model, cell.seed, init_from, trust_remote_code
     )
+    made_from = cell.made_from | {"model": loaded_content(start, cell.model, trust_remote_code)}
+    if difference({"model": cell.made_from.get("model")}, made_from):
+        raise UserError(f"The model {cell.model} has changed while this call was running: it must be started again.")
     encoded = {} if encoded is None else encoded
     same = (cell.task.name, cell.model.removeprefix(UNTRAINED), _max_length(cell, start), start.vocab_size)
     if same not in encoded:
@@ -112,10 +116,12 @@ def run_cell(
     logits = {
         name: trainer.logits_of(split.encoded) for name, split in splits.items() if name != cell.task.train_split
     }
-    result = _result(cell, data, start, splits, logits, trainer, notes)
+    result = _result(cell, data, start, splits, logits, trainer, made_from, notes)
     if main:
         for name, values in logits.items():
-            write_predictions(cell.folder / PREDICTIONS / f"{name}.tsv", cell.task, splits[name].index, values)
+            path = cell.folder / PREDICTIONS / f"{name}.tsv"
+            write_predictions(path, cell.task, splits[name].index, values)
+            result["predictions"][name] = digest_of_files([path])
         if save_model:
             write_folder(cell.folder / MODEL, lambda folder: _save(start, folder))
         result["seconds"] = round(time.perf_counter() - started, 3)
@@ -165,6 +171,7 @@ def _result(
     splits: dict[str, Split],
     logits: dict[str, np.ndarray],
     trainer: CellTrainer,
+    made_from: dict,
     notes: list[str],
 ) -> dict:
     """What the result file has, but for the time."""
@@ -187,6 +194,7 @@ def _result(
     }
     return {
         **cell.identity(),
+        "made_from": made_from,
         "model_name": cell.model_name,
         "setting": cell.setting,
         "metrics": metrics,
@@ -202,6 +210,7 @@ def _result(
         "model_type": start.model.config.model_type,
         "mixed_precision": trainer.accelerator.mixed_precision,
         "data": data.source,
+        "predictions": {},  # the digest of each file
         "notes": notes,
         "hardware": describe_hardware(trainer.accelerator),
         "versions": _versions(),

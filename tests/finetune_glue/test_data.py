@@ -437,13 +437,14 @@ LOAD = """
 import json, sys
 from pathlib import Path
 from common.errors import UserError
-from finetune_glue.data import load_task
+from finetune_glue.data import load_task, task_content
 from finetune_glue.tasks import find_tasks
 results = []
 for name, source in json.load(sys.stdin):
     try:
         data = load_task(find_tasks([name])[0], source)
         results.append([{split: list(rows) for split, rows in data.splits.items()}, data.source, data.notes])
+        assert data.content == task_content(data.task, source) == {data.task.name: [data.source]}
     except UserError as error:
         results.append(str(error))
 print(json.dumps(results))
