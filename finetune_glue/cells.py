@@ -162,9 +162,9 @@ class Cell:
         except FileNotFoundError:
             return None
 
-    def finish(self, values: dict):
-        """Write the result; from then on the cell is finished."""
-        write_result(self.folder, self.identity() | {"made_from": self.inputs()} | values)
+    def finish(self, values: dict) -> dict:
+        """Write the result, which is returned; from then on the cell is finished."""
+        return write_result(self.folder, self.identity() | {"made_from": self.inputs()} | values)
 
     def take(self) -> FileLock | None:
         """A lock that keeps the cell from other processes; none where one of them has it."""

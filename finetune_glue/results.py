@@ -254,10 +254,12 @@ class DamagedResult(UserError):
     """A result that cannot be believed; the message says why."""
 
 
-def write_result(folder: Path, result: dict):
-    """Write the result of a cell into its folder, whole or not at all."""
+def write_result(folder: Path, result: dict) -> dict:
+    """Write the result of a cell into its folder, whole or not at all; what was written."""
     result = json.loads(json.dumps(result))
-    write_json(folder / RESULT, result | {DIGEST: _digest(result)})
+    result[DIGEST] = _digest(result)
+    write_json(folder / RESULT, result)
+    return result
 
 
 def read_result(folder: Path) -> dict | None:

@@ -125,7 +125,7 @@ def run_cell(
         if save_model:
             write_folder(cell.folder / MODEL, lambda folder: _save(start, folder))
         result["seconds"] = round(time.perf_counter() - started, 3)
-        cell.finish(result)
+        result = cell.finish(result)
     return result
 
 
