@@ -9,8 +9,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from finetune_glue.data import TaskData
-from finetune_glue.metrics import IGNORED
-from finetune_glue.tasks import Task
+from finetune_glue.tasks import IGNORED, Task
 
 
 CHUNK = 1000  # sequences that the tokenizer gets at once

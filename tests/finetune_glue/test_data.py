@@ -148,6 +148,21 @@ def test_labels_may_be_written_by_name_or_as_ids_but_numbers_are_themselves(tmp_
     assert error_of(task).startswith(f"{tmp_path / 'b.csv'}, line 4: the label is '0', but own has: 1, 2.")
 
 
+@pytest.mark.parametrize(("problem", "labels"), [("regression", []), ("classification", [0, 1])])
+def test_a_label_of_minus_100_is_none(tmp_path: Path, problem: str, labels: list[int]) -> None:
+    """As for every head of Transformers, and for the loss of a cell."""
+    write(tmp_path / "a.csv", "text,label\na,1\nb,-100\nc,0\nd,-100.0\n".replace(".0" if labels else "?", ""))
+    write(tmp_path / "b.csv", "text,label\nb,-100\nd,-100\n")
+    files = {"train": "a.csv", "validation": "a.csv", "test": "b.csv"}
+    data = load_task(describe(tmp_path, problem=problem, text="text", labels=labels, files=files), "hub")
+    assert rows_of(data, "train") == [{"text": "a", "index": 0, "label": 1}, {"text": "c", "index": 2, "label": 0}]
+    assert data.notes[0] == f"{tmp_path}/a.csv: 2 rows without an agreed label are left out"
+    assert rows_of(data, "test") == [{"text": "b", "index": 0}, {"text": "d", "index": 1}]
+    files = {"train": "a.csv", "validation": "b.csv"}
+    message = f"{tmp_path}/b.csv: no row has a label, so that the split validation of own is empty."
+    assert error_of(describe(tmp_path, problem=problem, text="text", labels=labels, files=files)) == message
+
+
 def test_choices_are_columns_or_a_list(tmp_path: Path) -> None:
     rows = [{"q": {"stem": "why"}, "options": [{"text": "so"}, {"text": "no"}], "right": "B", "x": "so", "y": "no"}]
     write_json_lines(tmp_path / "a.jsonl", rows)
