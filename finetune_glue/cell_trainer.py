@@ -225,14 +225,20 @@ class Log(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-class Progress(TrainerCallback):
-    """Tells how far training is."""
+class Steps(TrainerCallback):
+    """Tells how far training and evaluations are."""
 
-    def __init__(self, on_progress: Callable[[int, int], object]):
+    def __init__(self, on_progress: Callable[[str, int, int], object]):
         self.on_progress = on_progress
+        self.evaluated = 0
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.on_progress(state.global_step, state.max_steps)
+        self.on_progress("training", state.global_step, state.max_steps)
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        self.evaluated += 1
+        self.on_progress("evaluation", self.evaluated, len(eval_dataloader))
+        self.evaluated %= len(eval_dataloader)
 
 
 def _arguments(

@@ -26,6 +26,7 @@ def main(config: GlueConfig) -> int:
     from finetune_glue.launch import end_processes, start_processes
     from finetune_glue.made_from import with_contents
     from finetune_glue.metrics import check_metrics
+    from finetune_glue.progress import Progress
     from finetune_glue.push import check_push
     from finetune_glue.report import write_report
     from finetune_glue.scheduler import delete_unwanted_models, run_cells
@@ -34,7 +35,10 @@ def main(config: GlueConfig) -> int:
     main_process = start_processes(config)
     for task in config.task_list():
         check_metrics(task)
-    cells = with_contents(config, plan_cells(config), say=print if main_process else str)
+    say = print if main_process else str
+    with Progress(say) as progress:
+        progress.at("comparing data and models with those of finished cells")
+        cells = with_contents(config, plan_cells(config), say)
     missing = [cell for cell in cells if cell.result() is None]
     for task in {cell.task: None for cell in missing}:
         find_task_files(task, config.data)
@@ -57,4 +61,4 @@ def main(config: GlueConfig) -> int:
 if __name__ == "__main__":
     end_with_launcher()
     with report_user_errors(kept="The same command runs what is missing."):
-        sys.exit(main(load_config(sys.argv[1:])))
+        sys.exit(main(load_config(sys.argv[1:], about=__doc__)))

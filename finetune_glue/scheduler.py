@@ -23,7 +23,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
-from tqdm import tqdm
 
 from common.durations import duration
 from common.errors import UserError, is_disk_full, report_user_errors
@@ -31,6 +30,7 @@ from finetune_glue.cells import Cell, best_run, difference
 from finetune_glue.configuration import GlueConfig
 from finetune_glue.data import TaskData, load_task
 from finetune_glue.launch import set_up_process
+from finetune_glue.progress import Progress
 from finetune_glue.results import ERROR, MODEL
 from finetune_glue.tasks import TASKS, Task
 from finetune_glue.training import Split, run_cell
@@ -115,7 +115,8 @@ class Worker:
     def __init__(self, config: GlueConfig, cells: list[Cell], started: float, bar: bool = True):
         self.config, self.cells, self.started = config, cells, started
         self.state = PartialState(cpu=not torch.cuda.is_available())
-        self.bar = bar and self.state.is_main_process and sys.stdout.isatty()
+        shown = bar and self.state.is_main_process and sys.stdout.isatty()
+        self.progress = Progress(None if shown else self.say)
         self.tried: set[Path] = set()
         self.loaded: dict[str, TaskData | UserError] = {}
         self.encoded: dict[tuple, dict[str, Split]] = {}
@@ -126,6 +127,10 @@ class Worker:
 
     def work(self):
         """Run cells until each has ended here or elsewhere."""
+        with self.progress:
+            self._work()
+
+    def _work(self):
         while True:
             taken = self._take() if self.state.is_main_process else None
             number = self._agreed(self.cells.index(taken[0]) if taken else None)
@@ -140,19 +145,20 @@ class Worker:
     def _take(self) -> tuple[Cell, FileLock] | None:
         """The next cell to run, locked; waits while others run those that are left."""
         while True:
-            waiting = False
+            elsewhere = []
             for cell in self.cells:
                 if self._has_ended(cell):
                     continue
                 lock = cell.take() if self._is_ready(cell) else None
                 if lock is None:
-                    waiting = True
+                    elsewhere.append(cell)
                 elif self._has_ended(cell) or self._is_given_up(cell):  # meanwhile, elsewhere
                     lock.release()
                 else:
                     return cell, lock
-            if not waiting:
+            if not elsewhere:
                 return None
+            self.progress.at(f"waiting for other processes, which are to end {elsewhere[0]} first")
             time.sleep(WAIT)
 
     def _has_ended(self, cell: Cell) -> bool:
@@ -210,8 +216,9 @@ class Worker:
 
     def _fine_tuned(self, cell: Cell) -> dict:
         """The result of running a cell."""
+        self.progress.at(f"{cell}: reading the data")
         cell = self._read(cell)
-        with tqdm(disable=not self.bar, leave=False, unit="step", dynamic_ncols=True) as bar:
+        try:
             return run_cell(
                 cell,
                 self._load(cell.task),
@@ -221,9 +228,11 @@ class Worker:
                 trust_remote_code=self.config.trust_remote_code,
                 per_device_train_batch_size=self.config.per_device_train_batch_size,
                 mixed_precision=self.config.mixed_precision,
-                on_progress=lambda step, steps: _show(bar, step, steps),
+                on_progress=lambda what, done, total: self.progress.at(f"{cell}: {what}", done, total),
                 encoded=self.encoded,
             )
+        finally:
+            self.progress.at("")
 
     def _read(self, cell: Cell) -> Cell:
         """The cell with the content of the data that were read.
@@ -326,11 +335,6 @@ def _keep_best_model(candidates: list[Cell], cells: list[Cell]):
     for cell in cells:
         if best is None or cell.folder != best.folder:
             shutil.rmtree(cell.folder / MODEL, ignore_errors=True)
-
-
-def _show(bar: tqdm, step: int, steps: int):
-    bar.total = steps
-    bar.update(step - bar.n)
 
 
 @contextmanager
