@@ -9,6 +9,7 @@ from finetune_glue.tasks import GLUE, TASKS, Task, find_tasks
 
 
 SAVE_MODELS = ("best", "all", "none")
+MOST_SEEDS, MOST_SIDE_BY_SIDE = 1000, 1000
 LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, and endings are added
 UNTRAINED = "untrained:"  # before a model: fresh weights in its place
 TRANSFER_FROM = "mnli"
@@ -106,6 +107,8 @@ class GlueConfig:
         """Raise a `ConfigurationError` that names the key where a value makes no sense."""
         self._require("seeds", self.seeds >= 1, "must be at least 1")
         self._require("side_by_side", self.side_by_side >= 1, "must be at least 1")
+        for key, most in (("seeds", MOST_SEEDS), ("side_by_side", MOST_SIDE_BY_SIDE)):
+            self._require(key, getattr(self, key) <= most, f"must be at most {most:,}")
         self._require("save_models", self.save_models in SAVE_MODELS, f"must be one of {', '.join(SAVE_MODELS)}")
         self._require("mixed_precision", self.mixed_precision in (None, "bf16", "no"), "must be bf16, no or null")
         limit = self.per_device_train_batch_size

@@ -224,6 +224,11 @@ def test_test_files_of_a_description_may_have_no_labels_or_be_missing(tmp_path: 
         ("a.jsonl", '{"review": 3, "stars": 1}\n', "PATH, row 1: review is 3, but must be text."),
         ("a.jsonl", '{"review": "a", "stars": 1}\n{"review": "b"}\n', "PATH, row 2: the label is '', but own has: 1"),
         ("a.jsonl", "\n\n[1]\n", "PATH, row 1: it must be a JSON object with the names and values of the columns."),
+        (
+            "a.jsonl",
+            '{"review": "a", "stars": 1, "review": "b"}',
+            "PATH, line 1: its JSON cannot be read: the key 'review' st",
+        ),
         ("a.jsonl", "[" * 10**5, "PATH, line 1: its JSON cannot be read: maximum recursion depth"),
         ("a.jsonl", f'{{"review": {"1" * 5000}}}', "PATH, line 1: its JSON cannot be read: Exceeds the limit"),
         ("a.jsonl", '{"text": "a", "stars": 1}\n', "PATH has no column 'review'. Its columns are: text, stars."),
@@ -316,6 +321,15 @@ def test_a_parquet_file_that_would_fill_the_memory_is_refused(tmp_path: Path) ->
     parquet.write_table(table, tmp_path / "a.parquet")
     task = describe(tmp_path, text="text", labels=[0, 1], files={"train": "a.parquet"})
     assert error_of(task).startswith(f"{tmp_path}/a.parquet grows to more than 50 times its size when it is decompr")
+
+
+def test_a_parquet_file_with_two_columns_of_one_name(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_arrays(
+        [pyarrow.array(["a"]), pyarrow.array(["b"]), pyarrow.array([1])], ["x", "x", "y"]
+    )
+    parquet.write_table(table, tmp_path / "a.parquet")
+    task = describe(tmp_path, text="x", label="y", labels=[0, 1], files={"train": "a.parquet"})
+    assert error_of(task) == f"{tmp_path}/a.parquet: the column 'x' stands twice. Rename the one that is not meant."
 
 
 def test_a_line_longer_than_any_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,8 @@ def test_command_line_reaches_into_mappings(load):
         ("tasks: ax", [], "tasks: ax has no training data: every model of mnli is judged on it; name that task."),
         ("tasks: none.yaml", [], "none.yaml cannot be read: No such file or directory."),
         ("seeds: 0", [], "seeds is 0: it must be at least 1."),
+        ("seeds: 1000000000000", [], "seeds is 1000000000000: it must be at most 1,000."),
+        ("side_by_side: 1000000000000", [], "side_by_side is 1000000000000: it must be at most 1,000."),
         ("", ["--model", "a/model", "b=c", "x/a"], "model: a/model and x/a would both be called a: name them with"),
         ("", ["--model", "[]"], "model: name one, a folder or an id of the Hub"),
         ("", ["--model", "..=a"], "model: .. cannot be the name of a folder: name it with NAME=MODEL."),
