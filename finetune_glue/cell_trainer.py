@@ -20,7 +20,7 @@ from finetune_glue.encoding import EncodedRows
 from finetune_glue.metrics import evaluate, score, summed_loss
 from finetune_glue.settings import Hyperparameters
 from finetune_glue.starting_model import StartingModel
-from finetune_glue.tasks import Task
+from finetune_glue.tasks import IGNORED, Task
 
 
 LOG_RECORDS = 100  # of the training loss, about
@@ -125,7 +125,9 @@ class CellTrainer(Trainer):
 
     def _loss(self, outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        count = labels.numel() if num_items_in_batch is None else num_items_in_batch
+        count = num_items_in_batch
+        if count is None:
+            count = (labels != IGNORED).sum().clamp(min=1)
         return summed_loss(self.task, logits, labels) / count
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -223,14 +225,20 @@ class Log(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
-class Progress(TrainerCallback):
-    """Tells how far training is."""
+class Steps(TrainerCallback):
+    """Tells how far training and evaluations are."""
 
-    def __init__(self, on_progress: Callable[[int, int], object]):
+    def __init__(self, on_progress: Callable[[str, int, int], object]):
         self.on_progress = on_progress
+        self.evaluated = 0
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.on_progress(state.global_step, state.max_steps)
+        self.on_progress("training", state.global_step, state.max_steps)
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        self.evaluated += 1
+        self.on_progress("evaluation", self.evaluated, len(eval_dataloader))
+        self.evaluated %= len(eval_dataloader)
 
 
 def _arguments(

@@ -6,7 +6,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,13 +15,28 @@ from filelock import FileLock, Timeout
 from common.files import write_json
 from common.yaml_config import ConfigurationError
 from finetune_glue.configuration import TRANSFER_FROM, TRANSFER_TO, GlueConfig
-from finetune_glue.results import CELLS, ERROR, RESULT, SEED, read_result
+from finetune_glue.results import (
+    CELLS,
+    DIGEST,
+    ERROR,
+    RESULT,
+    SEED,
+    DamagedResult,
+    Group,
+    Run,
+    best_group,
+    read_result,
+    write_result,
+)
 from finetune_glue.settings import Hyperparameters, settings
 from finetune_glue.tasks import Task
 
 
 LOCK = ".lock"  # held by the process that runs a cell; the system releases it where that process is killed
+OLD_RESULT = "result.old.json"  # one that did not count any more when the cell was run again
 BEGUN = "begun.json"  # which process runs a cell; one that is killed leaves it behind
+INPUTS = {"task": "another description of the task", "data": "other data", "model": "another model"}
+LISTED = 3  # names of what has changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +52,8 @@ class Cell:
         seed: of the new head, the order of the rows and dropout.
         folder: where all of it goes.
         init_from_task: whose best fine-tuned model gives the weights to start from.
+        sources: the cells of that task and model.
+        made_from: the content of its task, data and model, and the precision; what is null is not known.
     """
 
     task: Task
@@ -47,6 +64,8 @@ class Cell:
     seed: int
     folder: Path
     init_from_task: str | None = None
+    sources: tuple["Cell", ...] = dataclasses.field(default=(), compare=False)
+    made_from: dict = dataclasses.field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         setting = "" if self.setting == "default" else f" · {self.setting}"
@@ -58,19 +77,37 @@ class Cell:
         Raises:
             ConfigurationError: where the result is that of other hyper-parameters or of another model.
         """
-        result = read_result(self.folder)
-        if result is None:
-            return None
+        result, _ = self.judged()
+        return result if result is not None and math.isfinite(result["score"]) else None
+
+    def judged(self) -> tuple[dict | None, str]:
+        """The result if it counts, else why one that is there does not.
+
+        Raises:
+            ConfigurationError: as `result`.
+        """
+        try:
+            result = read_result(self.folder)
+        except DamagedResult as error:
+            return None, str(error)
+        reason = "" if result is None else self.outdated(result)
+        return (None, reason) if reason else (result, "")
+
+    def outdated(self, result: dict) -> str:
+        """What a result was made from that is different now; '' where nothing is."""
+        recorded = result.get("made_from", {})
+        reason = difference(self.inputs(), recorded)
+        same_model = self.made_from.get("model") is not None and self.made_from["model"] == recorded.get("model")
         for key, value in self.identity().items():
-            if result.get(key) != value:
+            if result.get(key) != value and not (key == "model" and same_model):
                 raise ConfigurationError(
                     f"{self.folder / RESULT} was made with {_difference(key, result.get(key), value)}: name another "
                     f"output_dir, or delete {self.folder} to run it again."
                 )
-        return result if math.isfinite(result["score"]) else None
+        return reason
 
     def identity(self) -> dict:
-        """What a finished cell must have been made with to count for this one."""
+        """What a finished cell must have been told to be to count for this one."""
         return {
             "task": self.task.name,
             "model": self.model,
@@ -78,6 +115,17 @@ class Cell:
             "seed": self.seed,
             "init_from_task": self.init_from_task,
         }
+
+    def inputs(self) -> dict:
+        """What it is made from, the model of another task that it starts from included."""
+        if self.init_from_task is None:
+            return self.made_from
+        start = self.start()
+        return self.made_from | {"start": start.result[DIGEST] if start and start.result else ""}
+
+    def start(self) -> Run | None:
+        """The best of its sources, whose model it starts from, as far as they are finished."""
+        return best_run(self.sources)
 
     def fail(self, error: str, traceback: str = ""):
         """Leave a note of what went wrong; the cell is run again by the next call."""
@@ -90,19 +138,16 @@ class Cell:
         except OSError:
             return False
 
-    def clear(self):
-        """Delete what an earlier, unfinished or damaged try has left."""
-        for name in (RESULT, ERROR):
-            (self.folder / name).unlink(missing_ok=True)
-
     @contextmanager
     def running(self, losses: int = 0) -> Iterator[None]:
-        """Note that this process, which has taken the cell, runs it now.
+        """Note that this process, which has taken the cell, runs it now; a result that does not count is put aside.
 
         Args:
             losses: the number of processes before it that were killed while they ran the cell.
         """
-        self.clear()
+        if (self.folder / RESULT).exists():
+            (self.folder / RESULT).replace(self.folder / OLD_RESULT)
+        (self.folder / ERROR).unlink(missing_ok=True)
         begun = {"process": os.getpid(), "host": socket.gethostname(), "time": time.time(), "losses": losses}
         write_json(self.folder / BEGUN, begun)
         try:
@@ -117,9 +162,9 @@ class Cell:
         except FileNotFoundError:
             return None
 
-    def finish(self, values: dict):
-        """Write the result; from then on the cell is finished."""
-        write_json(self.folder / RESULT, self.identity() | values)
+    def finish(self, values: dict) -> dict:
+        """Write the result, which is returned; from then on the cell is finished."""
+        return write_result(self.folder, self.identity() | {"made_from": self.inputs()} | values)
 
     def take(self) -> FileLock | None:
         """A lock that keeps the cell from other processes; none where one of them has it."""
@@ -149,7 +194,70 @@ def plan_cells(config: GlueConfig) -> list[Cell]:
                     cells.append(Cell(task, model, model_name, setting, hyperparameters, seed, folder, source))
     if config.transfer:
         cells.sort(key=lambda cell: cell.task.name != TRANSFER_FROM)
-    return cells
+    return with_sources(cells)
+
+
+def with_sources(cells: list[Cell]) -> list[Cell]:
+    """The cells, each with those whose best model it starts from."""
+    return [
+        dataclasses.replace(
+            cell,
+            sources=tuple(
+                other
+                for other in cells
+                if other.task.name == cell.init_from_task and other.model_name == cell.model_name
+            ),
+        )
+        for cell in cells
+    ]
+
+
+def best_run(cells: Sequence[Cell]) -> Run | None:
+    """The best seed of the best setting among cells of one task and model."""
+    runs: dict[str, list[Run]] = {}
+    for cell in cells:
+        runs.setdefault(cell.setting, []).append(Run(cell.seed, cell.folder, cell.result()))
+    groups = [Group(cells[0].model_name, cells[0].task, setting, tuple(seeds)) for setting, seeds in runs.items()]
+    best = best_group(groups)
+    return best.best if best else None
+
+
+def outdated_beside(cells: Sequence[Cell]) -> Callable[[Path, dict], str]:
+    """A function that tells why the result in a folder of a run does not count beside these cells, '' where it does.
+
+    It may be that of another task, setting or seed; what is known of its model and task must be the same.
+    """
+    planned = {cell.folder: cell for cell in cells}
+
+    def outdated(folder: Path, result: dict) -> str:
+        if folder in planned:
+            return planned[folder].outdated(result)
+        model_name, task = folder.parts[-4:-2]
+        of_model = [cell.made_from for cell in cells if cell.model_name == model_name]
+        of_task = [cell.made_from for cell in cells if (cell.model_name, cell.task.name) == (model_name, task)]
+        wanted = of_task[0] if of_task else {"model": of_model[0].get("model")} if of_model else {}
+        return difference(wanted, result.get("made_from", {}))
+
+    return outdated
+
+
+def difference(wanted: dict, found: dict) -> str:
+    """What a result was made from that is different from what is wanted; what is not known now is not compared."""
+    for key, value in wanted.items():
+        other = found.get(key)
+        if value is None or value == other:
+            continue
+        if key == "mixed_precision":
+            return f"it was made with mixed_precision {other}, not {value}"
+        if key == "start":
+            return "it started from another fine-tuned model"
+        names = [name for name in value if value[name] != (other or {}).get(name)]
+        if key == "model":  # files of data that are gone cannot be compared
+            names += [name for name in other or {} if name not in value]
+        if names:
+            listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+            return f"it was made from {INPUTS[key]}: {listed}"
+    return ""
 
 
 def _difference(key: str, found: object, wanted: object) -> str:

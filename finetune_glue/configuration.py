@@ -1,20 +1,19 @@
 """The configuration of fine-tuning: a YAML file, with `--key value` overrides."""
 
 import dataclasses
-import typing
 from pathlib import Path
 
-from common.yaml_config import ConfigurationError, read_values, suggest
-from finetune_glue.settings import settings
+from common.yaml_config import ConfigurationError, read_configuration, suggest
+from finetune_glue.settings import Hyperparameters, settings
 from finetune_glue.tasks import GLUE, TASKS, Task, find_tasks
 
 
 SAVE_MODELS = ("best", "all", "none")
+MOST_SEEDS, MOST_SIDE_BY_SIDE = 1000, 1000
 LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, and endings are added
 UNTRAINED = "untrained:"  # before a model: fresh weights in its place
 TRANSFER_FROM = "mnli"
 TRANSFER_TO = ("rte", "mrpc", "stsb")
-USAGE = "usage: run_glue.py configs/glue/NAME.yaml [--key value ...]"
 
 
 @dataclasses.dataclass
@@ -22,35 +21,46 @@ class GlueConfig:
     """Every key of `configs/glue/*.yaml`, with its default."""
 
     output_dir: str
+    """The run's folder: cells, tables, picture, models."""
 
-    # What is fine-tuned: folders or ids of the Hub (with `@REVISION` if need be), one or several, of any encoder of
-    # Transformers. `NAME=MODEL` gives one a name for tables and folders; `untrained:MODEL` is one of the same
-    # architecture and tokenizer with fresh weights.
+    # What is fine-tuned, and on what
     model: str | list = dataclasses.field(default_factory=list)
+    """One or several encoders of Transformers: folders, or ids of the Hub (ID@REVISION for a revision). NAME=MODEL
+    gives one a name for tables and folders; untrained:MODEL is its architecture and tokenizer with fresh weights."""
     trust_remote_code: bool = False
-
-    # On what: names of GLUE's tasks, `all` of them, or files of configs/tasks; and where GLUE's data are: `hub`, or a
-    # folder in GLUE's original layout.
+    """Whether models may run Python code that they bring along."""
     tasks: str | list = "all"
+    """Names of GLUE's tasks, `all` of them, or files of configs/tasks."""
     data: str = "hub"
+    """Where GLUE's data are: hub, hub@REVISION, or a folder in GLUE's original layout."""
 
-    # How: fields of `finetune_glue.settings.Hyperparameters`, for all tasks and for single ones; `grid` lists values
-    # of some of them to try. Each combination is run with the seeds 1 to `seeds`.
+    # How
     hyperparameters: dict = dataclasses.field(default_factory=dict)
+    """Hyper-parameters of all tasks, also as --hyperparameters.KEY; their keys follow below."""
     per_task: dict = dataclasses.field(default_factory=dict)
+    """Hyper-parameters of single tasks, by the task's name."""
     grid: dict = dataclasses.field(default_factory=dict)
+    """Lists of values of some hyper-parameters, also as --grid.KEY; each combination is run."""
     seeds: int = 5
-    transfer: bool = False  # RTE, MRPC and STS-B start from the best model of MNLI instead of the pretrained one
+    """Each combination is run with the seeds 1 to this number."""
+    transfer: bool = False
+    """Start RTE, MRPC and STS-B from the best model of MNLI instead of the pretrained one."""
 
-    # On what machine. `side_by_side` cells run at once, each on a device of its own where there are several.
+    # On what machine
     side_by_side: int = 1
-    per_device_train_batch_size: int | None = None  # rows that a device takes at once, at most; null: all its share
-    mixed_precision: str | None = None  # or "bf16"
+    """Cells that run at once, each on a device of its own where there are several."""
+    per_device_train_batch_size: int | None = None
+    """Rows that a device takes at once at most; null: all its share."""
+    mixed_precision: str | None = None
+    """bf16 or no; null: as the launcher says."""
 
-    # What is kept of the fine-tuned models: of each task and model the "best", "all", or "none".
+    # What is kept
     save_models: str = "best"
-    push_to_hub: str | None = None  # NAMESPACE or NAMESPACE/PREFIX of the best models' repositories
+    """Which fine-tuned models are kept: the best of each task and model, all, or none."""
+    push_to_hub: str | None = None
+    """NAMESPACE or NAMESPACE/PREFIX of the repositories that the best models go to."""
     hub_private_repo: bool | None = None
+    """Whether a new repository is private; null: as the namespace has it."""
 
     def task_list(self) -> list[Task]:
         """The tasks in the order of GLUE's table, one's own after them.
@@ -97,6 +107,8 @@ class GlueConfig:
         """Raise a `ConfigurationError` that names the key where a value makes no sense."""
         self._require("seeds", self.seeds >= 1, "must be at least 1")
         self._require("side_by_side", self.side_by_side >= 1, "must be at least 1")
+        for key, most in (("seeds", MOST_SEEDS), ("side_by_side", MOST_SIDE_BY_SIDE)):
+            self._require(key, getattr(self, key) <= most, f"must be at most {most:,}")
         self._require("save_models", self.save_models in SAVE_MODELS, f"must be one of {', '.join(SAVE_MODELS)}")
         self._require("mixed_precision", self.mixed_precision in (None, "bf16", "no"), "must be bf16, no or null")
         limit = self.per_device_train_batch_size
@@ -135,19 +147,16 @@ class GlueConfig:
             raise ConfigurationError(f"{key} is {getattr(self, key)!r}: it {message}.")
 
 
-def load_config(arguments: list[str]) -> GlueConfig:
+def load_config(arguments: list[str], about: str = "") -> GlueConfig:
     """Read `FILE.yaml --key value ...`; keys of the mappings are written `--hyperparameters.KEY` and `--grid.KEY`.
+
+    Args:
+        about: what `--help` prints before the keys.
 
     Raises:
         ConfigurationError: for a file that is not there or not YAML, an unknown key, or a value that cannot be used.
     """
-    if not arguments or arguments[0].startswith("--"):
-        raise ConfigurationError(USAGE)
-    known = typing.get_type_hints(GlueConfig)
-    values = read_values(Path(arguments[0]), arguments[1:], known, nested=("hyperparameters", "grid"))
-    if "output_dir" not in values:
-        raise ConfigurationError(f"{arguments[0]} names no output_dir: add it, or give --output_dir FOLDER.")
-    config = GlueConfig(**values)
+    config = read_configuration(GlueConfig, arguments, {"hyperparameters": Hyperparameters, "grid": None}, about)
     config.validate()
     return config
 

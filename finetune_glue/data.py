@@ -1,6 +1,6 @@
 """The data of a task, from the Hub, a folder in the layout of GLUE, or the files of a task description."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -10,7 +10,8 @@ from huggingface_hub.utils import httpx
 
 from common.errors import UserError
 from common.files import is_folder
-from finetune_glue.folder_files import read_folder
+from finetune_glue.contents import commit_of, digest_of_files
+from finetune_glue.folder_files import files_below, read_folder
 from finetune_glue.glue_files import LAYOUTS, find_files, read_glue_file
 from finetune_glue.rows import Rows, to_dataset
 from finetune_glue.table_files import read_table, require_file, rows_of_table
@@ -30,12 +31,14 @@ class TaskData:
             or for the GLUE server) and "label" (int id, float of a regression; not in test splits without labels).
         source: what to cite: data set of the Hub with its revision, or the folder.
         notes: rows that were left out, files that were not there, rows that were held out.
+        content: what was read, as `task_content` has it.
     """
 
     task: Task
     splits: dict[str, datasets.Dataset]
     source: str
     notes: tuple[str, ...] = ()
+    content: dict[str, list[str]] = field(default_factory=dict)
 
 
 def load_task(task: Task, source: str) -> TaskData:
@@ -52,8 +55,10 @@ def load_task(task: Task, source: str) -> TaskData:
     files = find_task_files(task, source)
     if files is None:
         rows, cited = _hub_rows(task, source.partition("@")[2])
+        content = {task.name: [cited]}
     else:
         rows, cited = _file_rows(task, files), str(_folder(task, source))
+        content = _content_of_files(task, files)
     splits = {split: to_dataset(task, read, split) for split, read in rows.items()}
     notes = [note for read in rows.values() for note in read.notes]
     notes += [f"{task.name}: there is no {split} split" for split in task.test_splits if split not in splits]
@@ -61,7 +66,37 @@ def load_task(task: Task, source: str) -> TaskData:
         splits = _hold_out(task, splits)
         held_out = splits[task.validation_splits[0]]
         notes.append(f"{task.name}: {len(held_out):,} of the training rows are held out as the validation split")
-    return TaskData(task, splits, cited, tuple(notes))
+    return TaskData(task, splits, cited, tuple(notes), content)
+
+
+def task_content(task: Task, source: str) -> dict[str, list[str]]:
+    """What the data of a task are now, without reading their rows: of each split the digests of its files.
+
+    Of a data set of the Hub it is its name with the commit.
+
+    Args:
+        source: as of `load_task`.
+
+    Raises:
+        UserError: for what is missing or cannot be read.
+    """
+    files = find_task_files(task, source)
+    if files is not None:
+        return _content_of_files(task, files)
+    name, revision = _on_hub(task, source.partition("@")[2])
+    commit = commit_of(name, revision, "README.md", "dataset")
+    if not commit:
+        raise UserError(f"The commit of the data set {name} is not known: the Hub cannot be reached.")
+    return {task.name: [f"{name}@{commit}"]}
+
+
+def _content_of_files(task: Task, files: dict[str, list[Path]]) -> dict[str, list[str]]:
+    return {
+        f"{task.name} {split}": [
+            digest_of_files(files_below(path), path) if path.is_dir() else digest_of_files([path]) for path in paths
+        ]
+        for split, paths in files.items()
+    }
 
 
 def find_task_files(task: Task, source: str) -> dict[str, list[Path]] | None:
@@ -131,13 +166,12 @@ def _joined(parts: list[Rows]) -> Rows:
 def _hub_rows(task: Task, revision: str) -> tuple[dict[str, Rows], str]:
     """The splits of a data set of the Hub, and its name with the commit that was read."""
     source = task.source
-    assert source.hub is not None and source.hub_columns is not None
-    name, _, described = source.hub.partition("@")
-    revision = described or (revision if task.name in LAYOUTS else "")
+    assert source.hub_columns is not None
+    name, wanted = _on_hub(task, revision)
     config = f", configuration {source.hub_config}" if source.hub_config else ""
-    place = f"{name}{f'@{revision}' if revision else ''}{config}"
+    place = f"{name}{f'@{wanted}' if wanted else ''}{config}"
     try:
-        builder = datasets.load_dataset_builder(name, source.hub_config, revision=revision or None)
+        builder = datasets.load_dataset_builder(name, source.hub_config, revision=wanted)
         builder.download_and_prepare()
         loaded = builder.as_dataset()
     except (DatasetsError, HfHubHTTPError, httpx.TransportError, OSError, ValueError) as error:
@@ -159,6 +193,13 @@ def _hub_rows(task: Task, revision: str) -> tuple[dict[str, Rows], str]:
         if "idx" in table.column_names:
             rows[split].index = [int(index) for index in table["idx"]]
     return rows, f"{name}@{builder.hash}"
+
+
+def _on_hub(task: Task, revision: str) -> tuple[str, str | None]:
+    """The data set of a task, and its revision: that of the description, or of GLUE what the user asks for."""
+    assert task.source.hub is not None
+    name, _, described = task.source.hub.partition("@")
+    return name, described or (revision if task.name in LAYOUTS else "") or None
 
 
 def _check_names(task: Task, table: datasets.Dataset, where: str):

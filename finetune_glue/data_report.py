@@ -19,8 +19,10 @@ import datasets
 
 from common.errors import UserError, report_user_errors, say
 from common.files import is_file, is_folder
+from common.signs_of_life import to_stderr
 from finetune_glue.data import HUB, load_task
 from finetune_glue.glue_files import read_glue_file, task_of_file
+from finetune_glue.progress import Progress
 from finetune_glue.rows import to_dataset
 from finetune_glue.table_files import FORMATS, read_table
 from finetune_glue.tasks import Task, find_tasks, read_task
@@ -38,14 +40,15 @@ def main(arguments: list[str]):
     options = parser.parse_args(arguments)
     from_hub = options.source.partition("@")[0] == HUB
     datasets.disable_progress_bars()
-    if options.tasks or from_hub:
-        found = _of_tasks(find_tasks((options.tasks or "all").split(",")), options.source)
-    else:
-        found = _of_files(Path(options.source))
     lines, notes = [HEADER], []
-    for place, task, table, remarks in found:
-        lines.append((place, task.name, f"{len(table):,}", labels_of(task, table), *lengths_of(task, table)))
-        notes += remarks
+    with Progress(to_stderr) as progress:
+        if options.tasks or from_hub:
+            found = _of_tasks(find_tasks((options.tasks or "all").split(",")), options.source, progress)
+        else:
+            found = _of_files(Path(options.source), progress)
+        for place, task, table, remarks in found:
+            lines.append((place, task.name, f"{len(table):,}", labels_of(task, table), *lengths_of(task, table)))
+            notes += remarks
     if len(lines) == 1:
         raise UserError(f"{options.source} holds no file of a task that is known. Known are GLUE's folders, as CoLA.")
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
@@ -58,8 +61,9 @@ def main(arguments: list[str]):
 Found = tuple[str, Task, datasets.Dataset, list[str]]
 
 
-def _of_tasks(tasks: list[Task], source: str) -> Iterator[Found]:
+def _of_tasks(tasks: list[Task], source: str, progress: Progress) -> Iterator[Found]:
     for task in tasks:
+        progress.at(f"reading {task.name}")
         data = load_task(task, source)
         notes = list(data.notes)
         for split, table in data.splits.items():
@@ -67,7 +71,7 @@ def _of_tasks(tasks: list[Task], source: str) -> Iterator[Found]:
             notes = []
 
 
-def _of_files(source: Path) -> Iterator[Found]:
+def _of_files(source: Path, progress: Progress) -> Iterator[Found]:
     if not is_folder(source) and not is_file(source):
         raise UserError(f"There is no folder or file {source}.")
     paths = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
@@ -75,6 +79,7 @@ def _of_files(source: Path) -> Iterator[Found]:
     for path in paths:
         if not set(path.suffixes) & set(FORMATS) or path.suffix == ".txt" and not path.name.startswith("msr_"):
             continue
+        progress.at(f"reading {path}")
         task = task_of_file(path)
         if task is not None:
             rows = read_glue_file(task, path, split_of(task, path))

@@ -1,5 +1,6 @@
 """From rows of text to token ids: single sentences, pairs, and the choices of a question."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from finetune_glue.data import TaskData
-from finetune_glue.metrics import IGNORED
-from finetune_glue.tasks import Task
+from finetune_glue.progress import ignore
+from finetune_glue.tasks import IGNORED, Task
 
 
 CHUNK = 1000  # sequences that the tokenizer gets at once
@@ -69,13 +70,19 @@ class EncodedRows(torch.utils.data.Dataset):
 
 
 def encode(
-    data: TaskData, split: str, tokenizer: PreTrainedTokenizerBase, max_length: int, vocab_size: int
+    data: TaskData,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    vocab_size: int,
+    on_progress: Callable[[str, int, int], object] = ignore,
 ) -> EncodedRows:
     """Encode a split; rows of more than `max_length` tokens are cut at the end of their longer text.
 
     Args:
         max_length: tokens of a sequence, special ones included.
         vocab_size: number of tokens that the model embeds.
+        on_progress: called with what is going on, and how many of how many sequences are done.
 
     Raises:
         UserError: for a token that the model does not embed.
@@ -87,6 +94,7 @@ def encode(
     lengths: list[int] = []
     cut: list[int] = []
     for start in range(0, len(firsts), CHUNK):
+        on_progress(f"tokenising {split}", start, len(firsts))
         first = firsts[start : start + CHUNK]
         second = None if seconds is None else seconds[start : start + CHUNK]
         encoded = _tokenize(tokenizer, first, second)

@@ -20,13 +20,14 @@ def read_folder(task: Task, folder: Path) -> list[Rows]:
         UserError: naming the file, for what cannot be read, and for tasks that are neither.
     """
     if task.problem == "multiple_choice":
-        return [_read_questions(task, path) for path in _files(folder)]
+        return [_read_questions(task, path) for path in files_below(folder)]
     if task.problem == "regression" or len(task.text_columns) > 1:
         raise UserError(f"{folder} is a folder, but {task.name} is neither a classification of one text nor a choice.")
     return [_read_texts(task, folder, id) for id in range(len(task.labels))]
 
 
-def _files(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """The `.txt` files below a folder in the order of their names."""
     paths = sorted(path for path in folder.rglob("*.txt") if path.is_file())
     if not paths:
         raise UserError(f"{folder} holds no .txt files.")
@@ -44,7 +45,7 @@ def _read_texts(task: Task, folder: Path, id: int) -> Rows:
         raise UserError(
             f"{folder} has no folder {' or '.join(names)}: it must hold one for each label of {task.name}."
         )
-    texts = [_text(path) for path in _files(of_label)]
+    texts = [_text(path) for path in files_below(of_label)]
     count = len(texts)
     labels = [task.labels[id]] * count
     return Rows(str(of_label), {task.text_columns[0]: texts}, labels, list(range(count)), range(1, count + 1), "file")

@@ -11,10 +11,8 @@ from torch.nn import functional
 
 from common.errors import UserError
 from common.yaml_config import suggest
-from finetune_glue.tasks import Task
+from finetune_glue.tasks import IGNORED, Task
 
-
-IGNORED = -100  # label of rows that count for nothing; Transformers has the same
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 
@@ -86,7 +84,19 @@ def summed_loss(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> torch
 
 
 def evaluate(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The metrics of a task, and the loss of a row, for logits (rows, labels) and labels (rows,)."""
+    """The metrics of a task, and the loss of a row, over the rows that have a label.
+
+    Args:
+        logits: (rows, labels).
+        labels: (rows,); `IGNORED` where there is none.
+
+    Raises:
+        UserError: where no row has one.
+    """
+    labelled = labels != IGNORED
+    if not labelled.any():
+        raise UserError(f"{task.name}: none of the {len(labels):,} rows of an evaluation has a label.")
+    logits, labels = logits[labelled], labels[labelled]
     predictions = predicted(task, logits)
     values = {name: METRICS[name](predictions, labels) for name in task.metrics}
     loss = summed_loss(task, torch.from_numpy(logits), torch.from_numpy(labels))

@@ -6,7 +6,7 @@ from filelock import FileLock
 
 from common.errors import UserError
 from common.files import write_json, write_text
-from finetune_glue.cells import LOCK, Cell
+from finetune_glue.cells import LOCK, Cell, outdated_beside
 from finetune_glue.configuration import GlueConfig
 from finetune_glue.model_card import write_cards
 from finetune_glue.picture import draw_results
@@ -28,7 +28,7 @@ def write_report(config: GlueConfig, cells: list[Cell]):
 
 
 def _write(config: GlueConfig, cells: list[Cell], folder: Path):
-    results = read_results(folder, config.task_list(), [cell.folder for cell in cells])
+    results = read_results(folder, config.task_list(), [cell.folder for cell in cells], outdated_beside(cells))
     print(f"\n{terminal_table(results)}")
     try:
         write_json(folder / "results.json", results.to_json())

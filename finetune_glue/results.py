@@ -6,13 +6,16 @@ highest; ties go to what comes first. All figures are fractions here; tables sho
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import UserError
+from common.files import write_json
 from finetune_glue.tasks import GLUE, TASKS, Task
 
 
@@ -22,12 +25,13 @@ ERROR = "error.json"
 MODEL = "model"  # the folder of a cell's fine-tuned model, where it is kept
 PREDICTIONS = "predictions"
 SEED = "seed-"
+DIGEST = "digest"  # key of a result: the SHA-256 of all else in it
 NUMBER = (int, float)
 # What every result must hold, for others to rely on; and what others use where it is there.
 FIELDS: dict[str, type | tuple[type, ...]] = {"metrics": dict, "score": NUMBER, "hyperparameters": dict}
 FURTHER_FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("seconds", "tokens_per_second", "num_parameters"), NUMBER),
-    **dict.fromkeys(("rows", "truncated", "versions"), dict),
+    **dict.fromkeys(("rows", "truncated", "versions", "made_from", "predictions"), dict),
 }
 
 
@@ -192,32 +196,47 @@ class Results:
         }
 
 
-def read_results(output_dir: Path, tasks: Iterable[Task] = (), planned: Iterable[Path] = ()) -> Results:
+def read_results(
+    output_dir: Path,
+    tasks: Iterable[Task] = (),
+    planned: Iterable[Path] = (),
+    outdated: Callable[[Path, dict], str] = lambda folder, result: "",
+) -> Results:
     """Read the cells below a run's folder.
 
     Args:
         output_dir: of the run.
         tasks: those that are not of GLUE; cells of tasks that are neither are left out, which is said.
         planned: folders of all cells that there are to be. Others count if they have been run.
+        outdated: why a result in a folder does not count any more, '' where it does. A planned cell is missing then,
+            another one is left out, which is said.
     """
     known = TASKS | {task.name: task for task in tasks}
-    planned = list(planned)
+    planned = dict.fromkeys(planned)
     found = sorted(
         path for path in (output_dir / CELLS).glob(f"*/*/*/{SEED}*") if (path / RESULT).exists() or _read_error(path)
     )
     runs: dict[tuple[str, str, str], dict[int, Run]] = {}
     unknown = set()
+    left_out: dict[str, list[Path]] = {}
     for folder in dict.fromkeys([*planned, *found]):
         model, task_name, setting, seed = folder.parts[-4:]
         number = seed.removeprefix(SEED)
         if task_name not in known:
             unknown.add(task_name)
         elif number.isdecimal():
-            runs.setdefault((model, task_name, setting), {})[int(number)] = _read_run(int(number), folder)
+            run, reason = _read_run(int(number), folder, outdated)
+            if reason and folder not in planned:
+                left_out.setdefault(reason, []).append(folder)
+            else:
+                runs.setdefault((model, task_name, setting), {})[int(number)] = run
     for name in sorted(unknown):
         print(
             f"{output_dir / CELLS}: cells of {name}, which is none of the tasks of this call, are left out", flush=True
         )
+    for reason, folders in left_out.items():
+        others = f" and {len(folders) - 1} others" if len(folders) > 1 else ""
+        print(f"{folders[0]}{others} left out: {reason}", flush=True)
     models = list(dict.fromkeys(model for model, *_ in runs))
     order = [*GLUE, *(name for name in known if name not in GLUE)]
     names = sorted({task_name for _, task_name, _ in runs}, key=order.index)
@@ -231,25 +250,46 @@ def read_results(output_dir: Path, tasks: Iterable[Task] = (), planned: Iterable
     return Results(tuple(known[name] for name in names), tuple(models), tuple(groups))
 
 
+class DamagedResult(UserError):
+    """A result that cannot be believed; the message says why."""
+
+
+def write_result(folder: Path, result: dict) -> dict:
+    """Write the result of a cell into its folder, whole or not at all; what was written."""
+    result = json.loads(json.dumps(result))
+    result[DIGEST] = _digest(result)
+    write_json(folder / RESULT, result)
+    return result
+
+
 def read_result(folder: Path) -> dict | None:
-    """The result in a cell's folder; none where there is none, or where it cannot be read, which is said."""
+    """The result in a cell's folder; none where there is none.
+
+    Raises:
+        DamagedResult: where it cannot be read, lacks something, or is not what was written.
+    """
     path = folder / RESULT
-    consequence = "its cell counts as missing and is run again by the next call."
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:
-        print(f"{path}, line {error.lineno}: cut short or damaged ({error.msg}): {consequence}", flush=True)
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        print(f"{path} cannot be read ({error}): {consequence}", flush=True)
-        return None
+        raise DamagedResult(f"{path}, line {error.lineno}: cut short or damaged ({error.msg})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedResult(f"{path} cannot be read ({error})") from error
     wrong = _wrong_fields(result)
     if wrong:
-        print(f"{path}: {', '.join(wrong)} is missing or of the wrong type: {consequence}", flush=True)
-        return None
+        raise DamagedResult(f"{path}: {', '.join(wrong)} is missing or of the wrong type")
+    if DIGEST not in result:
+        raise DamagedResult(f"{path} has no digest: an earlier version has written it")
+    if result[DIGEST] != _digest(result):
+        raise DamagedResult(f"{path} has been changed since it was written")
     return result
+
+
+def _digest(result: dict) -> str:
+    rest = {key: value for key, value in result.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _wrong_fields(result: object) -> list[str]:
@@ -270,13 +310,21 @@ def best_group(groups: Iterable[Group]) -> Group | None:
     return max(groups, key=_median, default=None)
 
 
-def _read_run(seed: int, folder: Path) -> Run:
-    result = read_result(folder)
+def _read_run(seed: int, folder: Path, outdated: Callable[[Path, dict], str]) -> tuple[Run, str]:
+    """The cell in a folder, and why a result there does not count any more, if it does not."""
+    try:
+        result = read_result(folder)
+    except DamagedResult as error:
+        print(f"{error}: its cell counts as missing and is run again by the next call.", flush=True)
+        result = None
     if result is None:
-        return Run(seed, folder, error=_read_error(folder))
+        return Run(seed, folder, error=_read_error(folder)), ""
+    reason = outdated(folder, result)
+    if reason:
+        return Run(seed, folder, error=_read_error(folder)), reason
     if not math.isfinite(result["score"]):
-        return Run(seed, folder, error=f"its score is {result['score']}: {folder / RESULT} has the metrics")
-    return Run(seed, folder, result)
+        return Run(seed, folder, error=f"its score is {result['score']}: {folder / RESULT} has the metrics"), ""
+    return Run(seed, folder, result), ""
 
 
 def _read_error(folder: Path) -> str | None:

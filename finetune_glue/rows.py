@@ -9,11 +9,11 @@ from typing import Any
 import datasets
 
 from common.errors import UserError
-from finetune_glue.tasks import Task, as_text
+from finetune_glue.tasks import IGNORED, Task, as_text
 
 
-# What stands where annotators agreed on no label, in the files of SNLI and MNLI and on the Hub.
-NO_LABEL = ("-", "-1", "")
+# What stands where annotators agreed on no label: in the files of SNLI and MNLI, on the Hub, and in Transformers.
+NO_LABEL = ("-", "-1", str(IGNORED), "")
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Rows:
 def to_dataset(task: Task, rows: Rows, split: str) -> datasets.Dataset:
     """The columns of the task, "index" and "label"; the last is missing where the rows of a test split have none.
 
-    Rows of a classification without an agreed label are left out, with a note in `rows.notes`.
+    Rows without an agreed label are left out, with a note in `rows.notes`; of a regression those with -100.
 
     Raises:
         UserError: for no rows, a label that is not of the task, or a test split that numbers two rows alike.
@@ -64,23 +64,29 @@ def to_dataset(task: Task, rows: Rows, split: str) -> datasets.Dataset:
     if labels is None:
         raise UserError(f"{rows.place} has no labels, which the split {split} of {task.name} needs.")
     if task.problem == "regression":
-        values = [_number(task, rows, row, label) for row, label in enumerate(labels)]
-        return datasets.Dataset.from_dict({**columns, "label": values})
-    ids = ids_of_labels(task)
-    kept = [row for row, label in enumerate(labels) if label in ids or label == "" or label not in NO_LABEL]
-    for row in kept:
-        if labels[row] not in ids:
-            known = ", ".join(task.labels)
-            raise UserError(
-                f"{rows.where(row)}: the label is {labels[row]!r}, but {task.name} has: {known}. Mend the line, or "
-                "check that file and task belong together."
-            )
+        values: list[float] = [_number(task, rows, row, label) for row, label in enumerate(labels)]
+        kept = [row for row, value in enumerate(values) if value != IGNORED]
+    else:
+        ids = ids_of_labels(task)
+        values = [ids.get(label, -1) for label in labels]
+        kept = [row for row, label in enumerate(labels) if label in ids or label == "" or label not in NO_LABEL]
+        _check_labels(task, rows, labels, [row for row in kept if labels[row] not in ids])
     if len(kept) < len(labels):
         rows.notes.append(f"{rows.place}: {len(labels) - len(kept):,} rows without an agreed label are left out")
-    dataset = datasets.Dataset.from_dict({**columns, "label": [ids.get(label, -1) for label in labels]})
     if not kept:
         raise UserError(f"{rows.place}: no row has a label, so that the split {split} of {task.name} is empty.")
+    dataset = datasets.Dataset.from_dict({**columns, "label": values})
     return dataset if len(kept) == len(labels) else dataset.select(kept).flatten_indices()
+
+
+def _check_labels(task: Task, rows: Rows, labels: list[str], unknown: list[int]):
+    """Raise a `UserError` for the first of the rows whose labels are not of the task."""
+    if unknown:
+        known = ", ".join(task.labels)
+        raise UserError(
+            f"{rows.where(unknown[0])}: the label is {labels[unknown[0]]!r}, but {task.name} has: {known}. Mend the "
+            "line, or check that file and task belong together."
+        )
 
 
 def ids_of_labels(task: Task) -> dict[str, int]:
@@ -98,6 +104,8 @@ def _number(task: Task, rows: Rows, row: int, label: str) -> float:
     except ValueError:
         value = math.nan
     low, high = task.label_range or (-math.inf, math.inf)
+    if value == IGNORED:
+        return value
     if not low <= value <= high or math.isinf(value):
         expected = f" from {low:g} to {high:g}" if task.label_range else ""
         raise UserError(f"{rows.where(row)}: the label is {label!r}, but {task.name} has numbers{expected}.")

@@ -24,18 +24,22 @@ def main(config: GlueConfig) -> int:
     from finetune_glue.cells import plan_cells
     from finetune_glue.data import find_task_files
     from finetune_glue.launch import end_processes, start_processes
+    from finetune_glue.made_from import with_contents
     from finetune_glue.metrics import check_metrics
+    from finetune_glue.progress import Progress
     from finetune_glue.push import check_push
     from finetune_glue.report import write_report
-    from finetune_glue.results import RESULT
     from finetune_glue.scheduler import delete_unwanted_models, run_cells
     from finetune_glue.starting_model import check_starting_model
 
     main_process = start_processes(config)
     for task in config.task_list():
         check_metrics(task)
-    cells = plan_cells(config)
-    missing = [cell for cell in cells if not (cell.folder / RESULT).exists()]
+    say = print if main_process else str
+    with Progress(say) as progress:
+        progress.at("comparing data and models with those of finished cells")
+        cells = with_contents(config, plan_cells(config), say)
+    missing = [cell for cell in cells if cell.result() is None]
     for task in {cell.task: None for cell in missing}:
         find_task_files(task, config.data)
     for cell in {(cell.model, cell.task.problem, str(cell.hyperparameters.model)): cell for cell in missing}.values():
@@ -57,4 +61,4 @@ def main(config: GlueConfig) -> int:
 if __name__ == "__main__":
     end_with_launcher()
     with report_user_errors(kept="The same command runs what is missing."):
-        sys.exit(main(load_config(sys.argv[1:])))
+        sys.exit(main(load_config(sys.argv[1:], about=__doc__)))

@@ -4,6 +4,7 @@ A cell that is being run is locked. One whose process was killed is lost: it is 
 failed. Whichever process finds it runs it again.
 """
 
+import dataclasses
 import gc
 import multiprocessing
 import os
@@ -22,15 +23,15 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
-from tqdm import tqdm
 
 from common.durations import duration
 from common.errors import UserError, is_disk_full, printable, report_user_errors
-from finetune_glue.cells import Cell
+from finetune_glue.cells import Cell, best_run, difference
 from finetune_glue.configuration import GlueConfig
 from finetune_glue.data import TaskData, load_task
 from finetune_glue.launch import set_up_process
-from finetune_glue.results import ERROR, MODEL, Group, Run, best_group
+from finetune_glue.progress import Progress
+from finetune_glue.results import ERROR, MODEL
 from finetune_glue.tasks import TASKS, Task
 from finetune_glue.training import Split, run_cell
 
@@ -44,14 +45,11 @@ def run_cells(config: GlueConfig, cells: list[Cell]):
 
     Several calls with the same configuration share the cells out among themselves.
     """
-    for cell in cells:
-        _clear_damaged(cell)
-    missing = sum(cell.result() is None for cell in cells)
-    if missing < len(cells):
-        print(f"{len(cells) - missing} of {len(cells)} cells are finished already", flush=True)
+    started = time.time()
+    missing = _say_what_is_there(cells)
     if not missing:
         return
-    workers, started = min(config.side_by_side, missing), time.time()
+    workers = min(config.side_by_side, missing)
     if workers == 1:
         Worker(config, cells, started).work()
         return
@@ -73,12 +71,21 @@ def run_cells(config: GlueConfig, cells: list[Cell]):
         print(f"{len(lost)} of {workers} processes ended early, with the exit codes {lost}", flush=True)
 
 
-def _clear_damaged(cell: Cell):
-    """Say once that a result is damaged; its cell is missing from then on."""
-    if cell.result() is None and (lock := cell.take()):
-        if cell.result() is None:
-            cell.clear()
-        lock.release()
+def _say_what_is_there(cells: list[Cell]) -> int:
+    """Say how many cells are finished, and which are to be run again and why; the number of those to be run."""
+    judged = [cell.judged() for cell in cells]
+    missing = sum(cell.result() is None for cell in cells)
+    if PartialState(cpu=not torch.cuda.is_available()).is_main_process:
+        if missing < len(cells):
+            print(f"{len(cells) - missing} of {len(cells)} cells are finished already", flush=True)
+        again: dict[str, list[Cell]] = {}
+        for cell, (_, reason) in zip(cells, judged, strict=True):
+            if reason:
+                again.setdefault(reason, []).append(cell)
+        for reason, of_reason in again.items():
+            others = f" and {len(of_reason) - 1} more" if len(of_reason) > 1 else ""
+            print(f"{of_reason[0]}{others}: run again, since {reason}", flush=True)
+    return missing
 
 
 def _work(config: GlueConfig, cells: list[Cell], started: float):
@@ -108,7 +115,8 @@ class Worker:
     def __init__(self, config: GlueConfig, cells: list[Cell], started: float, bar: bool = True):
         self.config, self.cells, self.started = config, cells, started
         self.state = PartialState(cpu=not torch.cuda.is_available())
-        self.bar = bar and self.state.is_main_process and sys.stdout.isatty()
+        shown = bar and self.state.is_main_process and sys.stdout.isatty()
+        self.progress = Progress(None if shown else self.say)
         self.tried: set[Path] = set()
         self.loaded: dict[str, TaskData | UserError] = {}
         self.encoded: dict[tuple, dict[str, Split]] = {}
@@ -119,6 +127,10 @@ class Worker:
 
     def work(self):
         """Run cells until each has ended here or elsewhere."""
+        with self.progress:
+            self._work()
+
+    def _work(self):
         while True:
             taken = self._take() if self.state.is_main_process else None
             number = self._agreed(self.cells.index(taken[0]) if taken else None)
@@ -133,19 +145,20 @@ class Worker:
     def _take(self) -> tuple[Cell, FileLock] | None:
         """The next cell to run, locked; waits while others run those that are left."""
         while True:
-            waiting = False
+            elsewhere = []
             for cell in self.cells:
                 if self._has_ended(cell):
                     continue
                 lock = cell.take() if self._is_ready(cell) else None
                 if lock is None:
-                    waiting = True
+                    elsewhere.append(cell)
                 elif self._has_ended(cell) or self._is_given_up(cell):  # meanwhile, elsewhere
                     lock.release()
                 else:
                     return cell, lock
-            if not waiting:
+            if not elsewhere:
                 return None
+            self.progress.at(f"waiting for other processes, which are to end {elsewhere[0]} first")
             time.sleep(WAIT)
 
     def _has_ended(self, cell: Cell) -> bool:
@@ -171,14 +184,7 @@ class Worker:
 
     def _is_ready(self, cell: Cell) -> bool:
         """Whether the models that a cell may start from are there."""
-        return all(self._has_ended(source) for source in self._sources(cell))
-
-    def _sources(self, cell: Cell) -> list[Cell]:
-        return [
-            source
-            for source in self.cells
-            if source.task.name == cell.init_from_task and source.model_name == cell.model_name
-        ]
+        return all(self._has_ended(source) for source in cell.sources)
 
     def _run(self, cell: Cell):
         ended = sum(self._has_ended(other) for other in self.cells)
@@ -210,7 +216,9 @@ class Worker:
 
     def _fine_tuned(self, cell: Cell) -> dict:
         """The result of running a cell."""
-        with tqdm(disable=not self.bar, leave=False, unit="step", dynamic_ncols=True) as bar:
+        self.progress.at(f"{cell}: reading the data")
+        cell = self._read(cell)
+        try:
             return run_cell(
                 cell,
                 self._load(cell.task),
@@ -220,9 +228,27 @@ class Worker:
                 trust_remote_code=self.config.trust_remote_code,
                 per_device_train_batch_size=self.config.per_device_train_batch_size,
                 mixed_precision=self.config.mixed_precision,
-                on_progress=lambda step, steps: _show(bar, step, steps),
+                on_progress=lambda what, done, total: self.progress.at(f"{cell}: {what}", done, total),
                 encoded=self.encoded,
             )
+        finally:
+            self.progress.at("")
+
+    def _read(self, cell: Cell) -> Cell:
+        """The cell with the content of the data that were read.
+
+        Raises:
+            UserError: where they are not those that it was to be made from.
+        """
+        read: dict[str, list[str]] = {}
+        for data in [self._load(cell.task), *self._diagnostics(cell.task)]:
+            read |= data.content
+        wanted = cell.made_from.get("data") or {}
+        if difference({"data": {name: wanted[name] for name in wanted.keys() & read.keys()}}, {"data": read}):
+            raise UserError(
+                f"the data of {cell.task.name} have changed while this call was running: it must be started again."
+            )
+        return dataclasses.replace(cell, made_from=cell.inputs() | {"data": wanted | read})
 
     def _load(self, task: Task) -> TaskData:
         """The data of a task, read once."""
@@ -255,10 +281,14 @@ class Worker:
         """The folder of the fine-tuned model that a cell starts from, if it does."""
         if cell.init_from_task is None:
             return None
-        best = best_run(self._sources(cell))
+        best = cell.start()
         if best is None:
             raise UserError(
                 f"there is no {cell.init_from_task} model of {cell.model_name} to start from: its cells have failed."
+            )
+        if not (best.folder / MODEL).is_dir():
+            raise UserError(
+                f"the {cell.init_from_task} model to start from was not kept: delete {best.folder} to make it again."
             )
         return best.folder / MODEL
 
@@ -305,21 +335,6 @@ def _keep_best_model(candidates: list[Cell], cells: list[Cell]):
     for cell in cells:
         if best is None or cell.folder != best.folder:
             shutil.rmtree(cell.folder / MODEL, ignore_errors=True)
-
-
-def best_run(cells: list[Cell]) -> Run | None:
-    """The best seed of the best setting among cells of one task and model."""
-    runs: dict[str, list[Run]] = {}
-    for cell in cells:
-        runs.setdefault(cell.setting, []).append(Run(cell.seed, cell.folder, cell.result()))
-    groups = [Group(cells[0].model_name, cells[0].task, setting, tuple(seeds)) for setting, seeds in runs.items()]
-    best = best_group(groups)
-    return best.best if best else None
-
-
-def _show(bar: tqdm, step: int, steps: int):
-    bar.total = steps
-    bar.update(step - bar.n)
 
 
 @contextmanager

@@ -19,27 +19,40 @@ class Hyperparameters:
     """How a model is fine-tuned on a task. Names are those of `transformers.TrainingArguments` where it has them."""
 
     learning_rate: float = 2e-5
-    batch_size: int = 32  # rows of one optimiser step, over all processes
+    """Learning rate at the end of the warm-up."""
+    batch_size: int = 32
+    """Rows of one optimiser step, over all processes."""
     num_train_epochs: float = 10.0
-    max_steps: int | None = None  # ends training earlier or later than the epochs would
-    warmup_steps: float = 0.06  # below 1: a share of all steps
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Length of the training in steps, instead of the epochs."""
+    warmup_steps: float = 0.06
+    """Steps over which the learning rate rises; below 1: a share of all steps."""
     lr_scheduler_type: str = "linear"
+    """Schedule after the warm-up: linear, cosine, polynomial, constant or constant_with_warmup."""
     weight_decay: float = 0.1
+    """Decoupled weight decay; biases and norms have none."""
     adam_beta1: float = 0.9
+    """Decay of the mean of the gradients."""
     adam_beta2: float = 0.98
+    """Decay of the mean of their squares."""
     adam_epsilon: float = 1e-6
-    max_grad_norm: float = 0.0  # 0: gradients are not clipped
-    max_length: int = 512  # tokens of a row; the rest is cut off
-    # Fields of the model's configuration: dropouts, `classifier_pooling` and the like. What an architecture does not
-    # have is left out and said.
+    """Added to the divisor of a step."""
+    max_grad_norm: float = 0.0
+    """Norm that gradients are clipped to; 0: they are not."""
+    max_length: int = 512
+    """Tokens of a row; the rest is cut off."""
     model: dict = dataclasses.field(default_factory=dict)
-
+    """Fields of the model's configuration: dropouts, classifier_pooling and the like. What an architecture does not
+    have is left out, which is said."""
     evaluations_per_epoch: int = 1
-    load_best_model_at_end: bool = (
-        True  # by the score on the first validation split; else the weights of the last step
-    )
-    early_stopping_patience: int | None = None  # evaluations without a better score
-    group_by_length: bool = True  # rows of like length share a batch
+    """Evaluations on the first validation split in each epoch."""
+    load_best_model_at_end: bool = True
+    """Take the weights of the evaluation with the best score; else those of the last step."""
+    early_stopping_patience: int | None = None
+    """Evaluations without a better score after which training ends; null: none."""
+    group_by_length: bool = True
+    """Put rows of like length into a batch."""
 
     def validate(self, place: str):
         """Raise a `ConfigurationError` for a value that makes no sense.

@@ -29,10 +29,13 @@ from common.errors import UserError
 from common.files import is_folder
 from finetune_glue.batches import Collator
 from finetune_glue.configuration import UNTRAINED
+from finetune_glue.contents import commit_of, digest_of_files
 from finetune_glue.tasks import Task
 
 
 LONGEST_REASON = 300  # characters
+WEIGHTS = (".safetensors", ".bin")  # suffixes
+NOT_LOADED = (".md", ".png", ".pt", ".pth")  # suffixes of what may lie beside a model
 POOLER = "pooler"  # part of an encoder that a masked language model leaves out
 
 
@@ -106,6 +109,35 @@ def load_starting_model(
         fixed_length=length,
         notes=tuple(f"model.{field} is left out: {config.model_type} has no such field" for field in unknown),
     )
+
+
+def model_content(name: str, trust_remote_code: bool) -> dict[str, str]:
+    """What a model is now: the digest of each file of its folder that is loaded, or its commit on the Hub.
+
+    Args:
+        name, trust_remote_code: as of `load_starting_model`. Without weights where these are not taken, and without
+            code where it may not run.
+
+    Raises:
+        UserError: where it cannot be had.
+    """
+    untrained, source = name.startswith(UNTRAINED), name.removeprefix(UNTRAINED)
+    left_out = NOT_LOADED + (WEIGHTS if untrained else ()) + (() if trust_remote_code else (".py",))
+    with _explained(name):
+        path, arguments = located(source, trust_remote_code)
+        if os.path.isdir(path):
+            files = sorted(file for file in Path(path).iterdir() if file.is_file() and not file.name.startswith("."))
+            return {file.name: digest_of_files([file]) for file in files if file.suffix not in left_out}
+        commit = commit_of(path, arguments["revision"], "config.json")
+        if not commit:
+            raise UserError("its commit is not known, since the Hub cannot be reached")
+        return {"commit": commit}
+
+
+def loaded_content(start: StartingModel, name: str, trust_remote_code: bool) -> dict[str, str]:
+    """What a model that has just been loaded was, as `model_content` has it."""
+    commit = getattr(start.model.config, "_commit_hash", None)
+    return {"commit": commit} if commit else model_content(name, trust_remote_code)
 
 
 def check_starting_model(name: str, task: Task, fields: dict, trust_remote_code: bool):

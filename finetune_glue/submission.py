@@ -6,6 +6,7 @@ were not run predictions that are the same whatever the text. Where RUN is a .zi
 """
 
 import argparse
+import hashlib
 import sys
 import zipfile
 import zlib
@@ -140,7 +141,7 @@ def _predicted(results: Results, model: str) -> tuple[dict[str, bytes], dict[str
         if path.exists():
             contents[name] = _converted(path, file, run)
         else:
-            what_to_do = f"put the test file of {TASKS[file.task].title} with the data, delete {run.folder}"
+            what_to_do = f"put the test file of {TASKS[file.task].title} with the data"
             problems[f"there is no {path}: {what_to_do}, and run --tasks {file.run_on} again"] = [name]
     if not_run:
         problems[f"run --tasks {','.join(not_run)}"] = [name for names in not_run.values() for name in names]
@@ -194,6 +195,9 @@ def _converted(path: Path, file: WantedFile, run: Run) -> bytes:
     expected = run.result.get("rows", {}).get(file.split, len(rows))
     if len(rows) != expected:
         raise SubmissionError(f"{path} has {len(rows):,} rows, but {expected:,} were predicted: it was cut short.")
+    written = run.result.get("predictions", {}).get(file.split)
+    if written is not None and written != hashlib.sha256(content).hexdigest():
+        raise SubmissionError(f"{path} has been changed since it was written: delete {run.folder} to run it again.")
     if not file.labels:
         rows = [f"{min(max(float(value), LOWEST), HIGHEST):.3f}" for value in rows]
     return _written(rows)

@@ -216,12 +216,20 @@ def parsed_json(text: str, path: Path, first_line: int = 1) -> Any:
         UserError: for what is not JSON.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unambiguous)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}: not JSON: {error.msg} at column {error.colno}.") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise UserError(f"{path}, line {first_line}: its JSON cannot be read: {error}.") from error
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return value
 
 
 def rows_of_table(task: Task, columns: Columns, table: datasets.Dataset, place: str) -> Rows:
@@ -257,6 +265,8 @@ def _rows_of_records(
             raise missing_column(place, path, known)
     labelled = _root(columns.label, known) in known
     roots, count = _roots(columns, known), 0
+    for root in roots:
+        place_of(root, known, place)
     for count, record in enumerate(records, 1):
         where = f"{place}, row {count}"
         row = {root: record.get(root) for root in roots}

@@ -9,6 +9,7 @@ from common.errors import UserError
 from common.yaml_config import ConfigurationError, read_values, suggest
 
 
+IGNORED = -100  # label of rows that count for nothing; Transformers has the same
 PROBLEMS = {  # the metrics of a description that names none
     "classification": ("accuracy",),
     "regression": ("pearson", "spearman"),

@@ -14,14 +14,16 @@ from common.errors import UserError
 from common.files import remove_folder, write_folder, write_text
 from common.hardware import describe_hardware
 from finetune_glue.batches import padding_share
-from finetune_glue.cell_trainer import CellTrainer, Log, Progress
-from finetune_glue.cells import Cell
+from finetune_glue.cell_trainer import CellTrainer, Log, Steps
+from finetune_glue.cells import Cell, difference
 from finetune_glue.configuration import UNTRAINED
+from finetune_glue.contents import digest_of_files
 from finetune_glue.data import TaskData
 from finetune_glue.encoding import EncodedRows, encode
 from finetune_glue.metrics import check_metrics, evaluate, is_constant, predicted, score
+from finetune_glue.progress import ignore
 from finetune_glue.results import MODEL, PREDICTIONS
-from finetune_glue.starting_model import StartingModel, load_starting_model
+from finetune_glue.starting_model import StartingModel, load_starting_model, loaded_content
 from finetune_glue.tasks import Task
 
 
@@ -54,7 +56,7 @@ def run_cell(
     trust_remote_code: bool = False,
     per_device_train_batch_size: int | None = None,
     mixed_precision: str | None = None,
-    on_progress: Callable[[int, int], object] | None = None,
+    on_progress: Callable[[str, int, int], object] = ignore,
     encoded: dict[tuple, dict[str, Split]] | None = None,
 ) -> dict:
     """Fine-tune a cell's model, and leave result, log, predictions and model in its folder.
@@ -68,7 +70,7 @@ def run_cell(
         trust_remote_code: whether the model may run Python code that it brings along.
         per_device_train_batch_size: rows that a process takes at once, at most; the others follow.
         mixed_precision: `bf16` or `no`; none: what the launcher says.
-        on_progress: called in the main process after each step, with its number and that of all steps.
+        on_progress: called with what is going on, and how much of how much of it is done (0 of 0: not known).
         encoded: what earlier cells on the same data have tokenised; this one adds to it.
 
     Returns:
@@ -79,13 +81,17 @@ def run_cell(
     """
     started = time.perf_counter()
     check_metrics(cell.task)
+    on_progress("loading the model", 0, 0)
     start = load_starting_model(
         cell.model, cell.task, cell.hyperparameters.model, cell.seed, init_from, trust_remote_code
     )
+    made_from = cell.made_from | {"model": loaded_content(start, cell.model, trust_remote_code)}
+    if difference({"model": cell.made_from.get("model")}, made_from):
+        raise UserError(f"The model {cell.model} has changed while this call was running: it must be started again.")
     encoded = {} if encoded is None else encoded
     same = (cell.task.name, cell.model.removeprefix(UNTRAINED), _max_length(cell, start), start.vocab_size)
     if same not in encoded:
-        encoded[same] = encode_splits(cell, start, [data, *diagnostics])
+        encoded[same] = encode_splits(cell, start, [data, *diagnostics], on_progress)
     splits = encoded[same]
     trainer = CellTrainer(
         start,
@@ -105,25 +111,31 @@ def run_cell(
             print(f"    {cell.task.title}: {note}", flush=True)
         remove_folder(cell.folder / PREDICTIONS)  # of an earlier call that came to nothing
         trainer.add_callback(Log(cell.folder / LOG))
-        if on_progress is not None:
-            trainer.add_callback(Progress(on_progress))
+        trainer.add_callback(Steps(on_progress))
     trainer.train()
     trainer.selection.restore(start.model)
     logits = {
         name: trainer.logits_of(split.encoded) for name, split in splits.items() if name != cell.task.train_split
     }
-    result = _result(cell, data, start, splits, logits, trainer, notes)
+    result = _result(cell, data, start, splits, logits, trainer, made_from, notes)
     if main:
         for name, values in logits.items():
-            write_predictions(cell.folder / PREDICTIONS / f"{name}.tsv", cell.task, splits[name].index, values)
+            path = cell.folder / PREDICTIONS / f"{name}.tsv"
+            write_predictions(path, cell.task, splits[name].index, values)
+            result["predictions"][name] = digest_of_files([path])
         if save_model:
             write_folder(cell.folder / MODEL, lambda folder: _save(start, folder))
         result["seconds"] = round(time.perf_counter() - started, 3)
-        cell.finish(result)
+        result = cell.finish(result)
     return result
 
 
-def encode_splits(cell: Cell, start: StartingModel, all_data: Sequence[TaskData]) -> dict[str, Split]:
+def encode_splits(
+    cell: Cell,
+    start: StartingModel,
+    all_data: Sequence[TaskData],
+    on_progress: Callable[[str, int, int], object] = ignore,
+) -> dict[str, Split]:
     """The rows of the cell's task by split, and those of diagnostics by the name of their task.
 
     Raises:
@@ -142,7 +154,7 @@ def encode_splits(cell: Cell, start: StartingModel, all_data: Sequence[TaskData]
                 raise UserError(f"{task.name} has no split {split} in {data.source}: it needs {' and '.join(wanted)}.")
         for split, rows in data.splits.items():
             name = split if own else task.name if len(data.splits) == 1 else f"{task.name}_{split}"
-            encoded = encode(data, split, start.tokenizer, max_length, start.vocab_size)
+            encoded = encode(data, split, start.tokenizer, max_length, start.vocab_size, on_progress)
             splits[name] = Split(task, rows["index"][:], encoded)
     return splits
 
@@ -165,6 +177,7 @@ def _result(
     splits: dict[str, Split],
     logits: dict[str, np.ndarray],
     trainer: CellTrainer,
+    made_from: dict,
     notes: list[str],
 ) -> dict:
     """What the result file has, but for the time."""
@@ -187,6 +200,7 @@ def _result(
     }
     return {
         **cell.identity(),
+        "made_from": made_from,
         "model_name": cell.model_name,
         "setting": cell.setting,
         "metrics": metrics,
@@ -202,6 +216,7 @@ def _result(
         "model_type": start.model.config.model_type,
         "mixed_precision": trainer.accelerator.mixed_precision,
         "data": data.source,
+        "predictions": {},  # the digest of each file
         "notes": notes,
         "hardware": describe_hardware(trainer.accelerator),
         "versions": _versions(),

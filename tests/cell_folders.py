@@ -14,6 +14,7 @@ from transformers import (
 )
 
 import modeling_luna  # noqa: F401 - makes the Auto classes know Luna
+from finetune_glue.results import write_result
 from finetune_glue.tasks import TASKS, Task
 
 
@@ -87,8 +88,14 @@ def write_cell(
         (folder / "predictions").mkdir()
         for split in splits:
             write_predictions(folder / "predictions" / f"{split}.tsv", task, test_rows)
-    (folder / "result.json").write_text(json.dumps(result | changes, indent=2), encoding="utf-8")
+    write_result(folder, result | changes)
     return folder
+
+
+def edit_result(folder: Path, **changes):
+    """Change a result and its digest; a value of `...` takes the key out."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8")) | changes
+    write_result(folder, {key: value for key, value in result.items() if value is not ... and key != "digest"})
 
 
 def write_predictions(path: Path, task: Task, rows: int):

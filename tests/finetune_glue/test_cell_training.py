@@ -38,7 +38,7 @@ cell_two_ranks = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(cell_two_ranks)
 
 PEERS = ("luna", "roberta", "bert", "modernbert", "distilbert", "nystromformer")
-VARYING = ("seconds", "tokens_per_second")
+VARYING = ("seconds", "tokens_per_second", "digest")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 LEARNS = {
     "learning_rate": 1e-2,
@@ -103,7 +103,13 @@ def test_what_a_cell_learns_and_leaves(run: Callable, folder: Path, tmp_path: Pa
     progress = []
     result = run("rte", options={"on_progress": lambda *steps: progress.append(steps)}, **LEARNS)
     assert result["score"] == result["metrics"]["validation"]["accuracy"] > 0.9
-    assert result["steps"] == 70 and progress == [(step, 70) for step in range(1, 71)]
+    assert result["steps"] == 70
+    assert [steps for what, *steps in progress if what == "training"] == [[step, 70] for step in range(1, 71)]
+    assert {what for what, *_ in progress} == {
+        *("loading the model", "training", "evaluation"),
+        *(f"tokenising {split}" for split in ("train", "validation", "test")),
+    }
+    assert [steps for what, *steps in progress if what == "evaluation"][-1] == [1, 1]
     assert result["rows"] == {"train": 49, "validation": 24, "test": 12}
     assert result["truncated"] == {"train": 0, "validation": 0, "test": 0}
     assert 0 <= result["padding_share"]["grouped"] < result["padding_share"]["random"]

@@ -148,6 +148,21 @@ def test_labels_may_be_written_by_name_or_as_ids_but_numbers_are_themselves(tmp_
     assert error_of(task).startswith(f"{tmp_path / 'b.csv'}, line 4: the label is '0', but own has: 1, 2.")
 
 
+@pytest.mark.parametrize(("problem", "labels"), [("regression", []), ("classification", [0, 1])])
+def test_a_label_of_minus_100_is_none(tmp_path: Path, problem: str, labels: list[int]) -> None:
+    """As for every head of Transformers, and for the loss of a cell."""
+    write(tmp_path / "a.csv", "text,label\na,1\nb,-100\nc,0\nd,-100.0\n".replace(".0" if labels else "?", ""))
+    write(tmp_path / "b.csv", "text,label\nb,-100\nd,-100\n")
+    files = {"train": "a.csv", "validation": "a.csv", "test": "b.csv"}
+    data = load_task(describe(tmp_path, problem=problem, text="text", labels=labels, files=files), "hub")
+    assert rows_of(data, "train") == [{"text": "a", "index": 0, "label": 1}, {"text": "c", "index": 2, "label": 0}]
+    assert data.notes[0] == f"{tmp_path}/a.csv: 2 rows without an agreed label are left out"
+    assert rows_of(data, "test") == [{"text": "b", "index": 0}, {"text": "d", "index": 1}]
+    files = {"train": "a.csv", "validation": "b.csv"}
+    message = f"{tmp_path}/b.csv: no row has a label, so that the split validation of own is empty."
+    assert error_of(describe(tmp_path, problem=problem, text="text", labels=labels, files=files)) == message
+
+
 def test_choices_are_columns_or_a_list(tmp_path: Path) -> None:
     rows = [{"q": {"stem": "why"}, "options": [{"text": "so"}, {"text": "no"}], "right": "B", "x": "so", "y": "no"}]
     write_json_lines(tmp_path / "a.jsonl", rows)
@@ -209,6 +224,11 @@ def test_test_files_of_a_description_may_have_no_labels_or_be_missing(tmp_path: 
         ("a.jsonl", '{"review": 3, "stars": 1}\n', "PATH, row 1: review is 3, but must be text."),
         ("a.jsonl", '{"review": "a", "stars": 1}\n{"review": "b"}\n', "PATH, row 2: the label is '', but own has: 1"),
         ("a.jsonl", "\n\n[1]\n", "PATH, row 1: it must be a JSON object with the names and values of the columns."),
+        (
+            "a.jsonl",
+            '{"review": "a", "stars": 1, "review": "b"}',
+            "PATH, line 1: its JSON cannot be read: the key 'review' st",
+        ),
         ("a.jsonl", "[" * 10**5, "PATH, line 1: its JSON cannot be read: maximum recursion depth"),
         ("a.jsonl", f'{{"review": {"1" * 5000}}}', "PATH, line 1: its JSON cannot be read: Exceeds the limit"),
         ("a.jsonl", '{"text": "a", "stars": 1}\n', "PATH has no column 'review'. Its columns are: text, stars."),
@@ -301,6 +321,15 @@ def test_a_parquet_file_that_would_fill_the_memory_is_refused(tmp_path: Path) ->
     parquet.write_table(table, tmp_path / "a.parquet")
     task = describe(tmp_path, text="text", labels=[0, 1], files={"train": "a.parquet"})
     assert error_of(task).startswith(f"{tmp_path}/a.parquet grows to more than 50 times its size when it is decompr")
+
+
+def test_a_parquet_file_with_two_columns_of_one_name(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_arrays(
+        [pyarrow.array(["a"]), pyarrow.array(["b"]), pyarrow.array([1])], ["x", "x", "y"]
+    )
+    parquet.write_table(table, tmp_path / "a.parquet")
+    task = describe(tmp_path, text="x", label="y", labels=[0, 1], files={"train": "a.parquet"})
+    assert error_of(task) == f"{tmp_path}/a.parquet: the column 'x' stands twice. Rename the one that is not meant."
 
 
 def test_a_line_longer_than_any_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,13 +466,14 @@ LOAD = """
 import json, sys
 from pathlib import Path
 from common.errors import UserError
-from finetune_glue.data import load_task
+from finetune_glue.data import load_task, task_content
 from finetune_glue.tasks import find_tasks
 results = []
 for name, source in json.load(sys.stdin):
     try:
         data = load_task(find_tasks([name])[0], source)
         results.append([{split: list(rows) for split, rows in data.splits.items()}, data.source, data.notes])
+        assert data.content == task_content(data.task, source) == {data.task.name: [data.source]}
     except UserError as error:
         results.append(str(error))
 print(json.dumps(results))

@@ -1,7 +1,6 @@
 """The card of a fine-tuned model: metadata that the Hub takes, figures of this very model, examples that run."""
 
 import dataclasses
-import json
 import os
 import re
 import subprocess
@@ -9,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cell_folders import HYPERPARAMETERS, own_task, write_cell, write_model
+from cell_folders import HYPERPARAMETERS, edit_result, own_task, write_cell, write_model
 from huggingface_hub import ModelCard
 
 from finetune_glue.model_card import write_cards
@@ -76,8 +75,7 @@ def test_metadata(mrpc: Path, tmp_path: Path):
 def test_both_splits_of_mnli_are_results(tmp_path: Path):
     of_splits = {"validation_matched": {"accuracy": 0.7}, "validation_mismatched": {"accuracy": 0.71}}
     folder = write_cell(tmp_path, "mnli", 1, of_splits, model="FacebookAI-roberta", model_type="roberta")
-    result = json.loads((folder / "result.json").read_text())
-    (folder / "result.json").write_text(json.dumps(result | {"model": "FacebookAI/roberta-base@main"}))
+    edit_result(folder, model="FacebookAI/roberta-base@main")
     (folder / "model").mkdir()
     write_cards(read_results(tmp_path))
     card = card_of(folder)

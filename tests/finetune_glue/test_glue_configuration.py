@@ -1,12 +1,17 @@
 """The configuration of fine-tuning: files, the command line, tasks and models, and every mistake in them."""
 
+import dataclasses
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
+from common.key_help import key_docs
 from common.yaml_config import ConfigurationError
 from finetune_glue.configuration import GlueConfig, load_config
+from finetune_glue.settings import Hyperparameters
 from finetune_glue.tasks import GLUE
 
 
@@ -85,6 +90,8 @@ def test_command_line_reaches_into_mappings(load):
         ("tasks: ax", [], "tasks: ax has no training data: every model of mnli is judged on it; name that task."),
         ("tasks: none.yaml", [], "none.yaml cannot be read: No such file or directory."),
         ("seeds: 0", [], "seeds is 0: it must be at least 1."),
+        ("seeds: 1000000000000", [], "seeds is 1000000000000: it must be at most 1,000."),
+        ("side_by_side: 1000000000000", [], "side_by_side is 1000000000000: it must be at most 1,000."),
         ("", ["--model", "a/model", "b=c", "x/a"], "model: a/model and x/a would both be called a: name them with"),
         ("", ["--model", "[]"], "model: name one, a folder or an id of the Hub"),
         ("", ["--model", "..=a"], "model: .. cannot be the name of a folder: name it with NAME=MODEL."),
@@ -108,8 +115,36 @@ def test_what_cannot_be(load, lines: str, arguments: list[str], message: str):
 
 
 def test_usage_and_output_dir(tmp_path: Path):
-    with pytest.raises(ConfigurationError, match="^usage: run_glue.py configs/glue/NAME.yaml"):
+    with pytest.raises(ConfigurationError, match="^Name a configuration file first: .* --help lists the keys"):
         load_config(["--tasks", "rte"])
     (tmp_path / "x.yaml").write_text("model: m\n", encoding="utf-8")
     with pytest.raises(ConfigurationError, match="x.yaml names no output_dir"):
         load_config([str(tmp_path / "x.yaml")])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["configs/glue/sane.yaml", "--seeds", "3", "--help"]])
+def test_help(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(sys, "argv", ["finetune_glue/run_glue.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path("finetune_glue/run_glue.py", run_name="__main__")
+    output = " ".join(capsys.readouterr().out.split())
+    assert not end.value.code and "python finetune_glue/run_glue.py configs/glue/NAME.yaml --model" in output
+    for key in (
+        "--output_dir (needed) The run's folder",
+        "--seeds 5 Each combination is run",
+        "--mixed_precision null bf16 or no",
+        "--hyperparameters.learning_rate 2e-05 Learning rate at",
+        "--hyperparameters.early_stopping_patience null Evaluations without",
+    ):
+        assert key in output
+
+
+@pytest.mark.parametrize("keys", [GlueConfig, Hyperparameters])
+def test_every_key_has_a_line(keys: type):
+    assert list(key_docs(keys)) == [field.name for field in dataclasses.fields(keys)]
+
+
+def test_a_key_unlike_any_other(load):
+    with pytest.raises(ConfigurationError) as error:
+        load("", "--xyzzy", "1")
+    assert len(str(error.value)) < 400

@@ -106,6 +106,20 @@ def test_rows_without_a_label_do_not_count(name: str):
     assert loss.item() == pytest.approx(summed_loss(TASKS[name], logits[::2], labels[::2]).item())
 
 
+@pytest.mark.parametrize("name", ["cola", "stsb"])
+def test_an_evaluation_leaves_out_rows_without_a_label(name: str):
+    task, generator = TASKS[name], np.random.default_rng(0)
+    kind = np.float32 if name == "stsb" else np.int64
+    logits = generator.normal(size=(9, 1 if name == "stsb" else 2)).astype(np.float32)
+    labels = generator.integers(0, 2, 9).astype(kind)
+    rows = [0, 2, 3, 5, 6, 7]
+    missing = np.full(9, IGNORED, dtype=kind)
+    missing[rows] = labels[rows]
+    assert evaluate(task, logits, missing) == pytest.approx(evaluate(task, logits[rows], labels[rows]))
+    with pytest.raises(UserError, match=f"^{name}: none of the 9 rows of an evaluation has a label"):
+        evaluate(task, logits, np.full(9, IGNORED, dtype=kind))
+
+
 @pytest.mark.parametrize(
     ("name", "metrics", "message"),
     [

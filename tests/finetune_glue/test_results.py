@@ -1,6 +1,7 @@
 """What the cells of a run come to: statistics over seeds, best settings, GLUE averages, and what is not there."""
 
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from cell_folders import own_task, write_cell, write_error
 
 from common.files import write_json
-from finetune_glue.results import read_result, read_results
+from finetune_glue.results import DamagedResult, read_result, read_results, write_result
 from finetune_glue.tasks import GLUE, TASKS
 
 
@@ -121,11 +122,35 @@ def test_damaged_result_counts_as_missing(
 ):
     folder = write_cell(tmp_path, "rte", 1, {"accuracy": 0.6})
     (folder / "result.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert read_result(folder) is None
+    with pytest.raises(DamagedResult, match=re.escape(message)):
+        read_result(folder)
+    (group,) = read_results(tmp_path).groups
     printed = capsys.readouterr().out
     assert message in printed and "counts as missing and is run again" in printed
-    (group,) = read_results(tmp_path).groups
     assert [run.seed for run in group.missing] == [1] and group.score is None and group.best is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": 0.9}, "has been changed since it was written"),
+        ({"metrics": {"validation": {"loss": 0.5, "accuracy": 0.9}}}, "has been changed since it was written"),
+        ({"seed": 2}, "has been changed since it was written"),
+        ({"digest": "0" * 64}, "has been changed since it was written"),
+        ({"digest": None}, "has no digest: an earlier version has written it"),
+    ],
+)
+def test_a_result_that_was_edited_does_not_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, message: str
+):
+    path = write_cell(tmp_path, "rte", 1, {"accuracy": 0.6}) / "result.json"
+    content = json.loads(path.read_text(encoding="utf-8")) | change
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), encoding="utf-8")
+    (group,) = read_results(tmp_path).groups
+    assert [run.seed for run in group.missing] == [1] and group.score is None
+    assert f"{path} {message}: its cell counts as missing and is run again" in capsys.readouterr().out
+    write_result(path.parent, {key: value for key, value in content.items() if key != "digest"})
+    assert len(read_results(tmp_path).groups[0].finished) == 1
 
 
 def test_order_of_models_and_tasks(tmp_path: Path, capsys: pytest.CaptureFixture):

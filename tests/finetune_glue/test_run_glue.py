@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from glue_folder import write_glue_folder
 from processes import processes_of, wait_until
+from safetensors.torch import load_file, save_file
 from tiny_masked_models import build, save, train_bpe
 from transformers import AutoModelForSequenceClassification, pipeline
 
@@ -124,6 +125,29 @@ def test_from_files_to_the_zip(arguments: Callable, tmp_path: Path, capsys: pyte
     assert run_glue.main(load_config(deduplicated(gone))) == 0
     assert "2 of 2 cells are finished already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (run / "cells").rglob("*.json")} == before
+
+
+@pytest.mark.slow
+def test_other_weights_in_the_same_folder_are_fine_tuned_anew(
+    arguments: Callable, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    model, others = tmp_path / "luna", ("--tasks", "cola,rte", "--transfer", "false")
+    shutil.copytree(folder / "luna", model)
+
+    def run(*more: str) -> str:
+        command = arguments(*others, "--model", model, *more)
+        assert run_glue.main(load_config(deduplicated(command))) == 0
+        return capsys.readouterr().out
+
+    assert "cell 2 of 2" in run() and "2 of 2 cells are finished already" in run()
+    weights = load_file(model / "model.safetensors")
+    save_file({name: 2 * values for name, values in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    out = run()
+    assert "CoLA · luna · seed 1 and 1 more: run again, since it was made from another model: model.safetensors" in out
+    assert "cell 2 of 2" in out and "2 of 2 cells are finished already" in run()
+    out = run("--mixed_precision", "bf16")
+    assert "run again, since it was made with mixed_precision no, not bf16" in out
+    assert "2 of 2 cells are finished already" in run("--mixed_precision", "bf16")
 
 
 def test_one_bad_task_shows_in_table_and_exit_code(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cell_folders import edit_result
 
 from common.errors import UserError
 from common.yaml_config import ConfigurationError
@@ -155,8 +156,7 @@ def test_damaged_result_is_said_once_and_its_cell_run_again(ran: list, tmp_path:
 def test_a_score_that_is_no_number_is_a_failure(ran: list, tmp_path: Path):
     cells = plan_cells(config(tmp_path, seeds=3))
     run_cells(config(tmp_path, seeds=3), cells)
-    content = json.loads((cells[0].folder / RESULT).read_text(encoding="utf-8"))
-    (cells[0].folder / RESULT).write_text(json.dumps(content | {"score": float("nan")}), encoding="utf-8")
+    edit_result(cells[0].folder, score=float("nan"))
     assert cells[0].result() is None
     delete_unwanted_models(config(tmp_path, seeds=3), cells)
     ran.clear()
@@ -167,9 +167,7 @@ def test_a_score_that_is_no_number_is_a_failure(ran: list, tmp_path: Path):
 def test_results_without_their_seconds(ran: list, tmp_path: Path):
     cells = plan_cells(config(tmp_path))
     run_cells(config(tmp_path), cells)
-    content = json.loads((cells[0].folder / RESULT).read_text(encoding="utf-8"))
-    del content["seconds"]
-    (cells[0].folder / RESULT).write_text(json.dumps(content), encoding="utf-8")
+    edit_result(cells[0].folder, seconds=...)
     shutil.rmtree(cells[1].folder)
     run_cells(config(tmp_path), cells)
     assert len(ran) == 9
@@ -178,9 +176,7 @@ def test_results_without_their_seconds(ran: list, tmp_path: Path):
 def test_result_of_a_hyper_parameter_that_is_none_today(ran: list, tmp_path: Path):
     cells = plan_cells(config(tmp_path))
     run_cells(config(tmp_path), cells)
-    content = json.loads((cells[0].folder / RESULT).read_text(encoding="utf-8"))
-    content["hyperparameters"]["layer_decay"] = 0.9
-    (cells[0].folder / RESULT).write_text(json.dumps(content), encoding="utf-8")
+    edit_result(cells[0].folder, hyperparameters=cells[0].identity()["hyperparameters"] | {"layer_decay": 0.9})
     with pytest.raises(ConfigurationError, match="made with layer_decay 0.9, not None: name another"):
         cells[0].result()
 

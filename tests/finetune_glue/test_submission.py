@@ -7,10 +7,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from cell_folders import NUMBERS, TEST_ROWS, own_task, write_cell, write_predictions
+from cell_folders import NUMBERS, TEST_ROWS, edit_result, own_task, write_cell, write_predictions
 
 from common.errors import UserError
-from finetune_glue.results import read_results
+from finetune_glue.contents import digest_of_files
+from finetune_glue.results import read_result, read_results
 from finetune_glue.submission import (
     FILES,
     SubmissionError,
@@ -59,12 +60,10 @@ def test_zip_holds_what_the_server_wants(tmp_path: Path):
 
 def test_official_numbers_of_rows_make_a_valid_submission(tmp_path: Path):
     write_run(tmp_path)
-    for name, file in FILES.items():
+    for file in FILES.values():
         folder = tmp_path / "cells/luna" / file.run_on / "default/seed-1"
         write_predictions(folder / "predictions" / f"{file.split}.tsv", TASKS[file.task], file.rows)
-        result = folder / "result.json"
-        result.write_text(result.read_text().replace(f'"{file.split}": {TEST_ROWS}', f'"{file.split}": {file.rows}'))
-        assert str(file.rows) in result.read_text(), name
+        edit_result(folder, rows=read_result(folder)["rows"] | {file.split: file.rows})
     assert len(write_submissions(read_results(tmp_path), tmp_path)) == 1
     assert check_submission(tmp_path / "submission.zip") == []
     rows = {name: len(text.splitlines()) - 1 for name, text in files_of(tmp_path / "submission.zip").items()}
@@ -150,6 +149,18 @@ def test_wrong_predictions_leave_the_old_zip(tmp_path: Path, task: str, content:
     assert f"{path}" in said and message in said
     assert (tmp_path / "submission.zip").read_bytes() == before
     assert [found.name for found in tmp_path.glob("*submission*")] == ["submission.zip"]
+
+
+def test_predictions_that_were_changed_by_hand(tmp_path: Path):
+    write_run(tmp_path)
+    folder = tmp_path / "cells/luna/rte/default/seed-1"
+    path = folder / "predictions/test.tsv"
+    edit_result(folder, predictions={"test": digest_of_files([path])})
+    assert len(write_submissions(read_results(tmp_path), tmp_path)) == 2
+    path.write_text(path.read_text().replace("0\tentailment", "0\tnot_entailment"))
+    assert write_submissions(read_results(tmp_path), tmp_path) == [
+        f"no submission.zip: {path} has been changed since it was written: delete {folder} to run it again."
+    ]
 
 
 def test_predictions_that_cannot_be_read(tmp_path: Path):
