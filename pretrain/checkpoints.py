@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import xxhash
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from common.checksums import KEY, digests, find_change, is_as_written, take_checksum, with_checksum, with_first_line
 from common.errors import Stopped, UserError, is_lost_process
 from common.files import PARTIAL, make_folder, remove_folder, write_folder, write_json, write_text
 from pretrain.averaging import WeightAverage
@@ -36,7 +36,6 @@ WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training_state"
 OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGE_FILE = "average.safetensors"
-BLOCK = 2**24  # bytes read at once
 PROGRESS_FILE = "progress.json"
 STATUS_FILE = "status.json"
 # Keys that decide what a step computes; a run that goes on with others would not be the same run.
@@ -213,42 +212,19 @@ def read_state(folder: Path) -> dict:
 def write_state(folder: Path, state: dict):
     """Add to a checkpoint what it says of itself, with the hashes of its other files and of that itself."""
     state = state | {"files": digests(folder)}
-    write_json(folder / TRAINING_STATE / PROGRESS_FILE, state | {"xxh3": _hash_of_state(state)})
-
-
-def _hash_of_state(state: dict) -> str:
-    return xxhash.xxh3_128(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """A hash of each file of a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    result = {}
-    for path in files:
-        digest = xxhash.xxh3_128()
-        with open(path, "rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-        result[str(path.relative_to(folder))] = digest.hexdigest()
-    return result
+    write_json(folder / TRAINING_STATE / PROGRESS_FILE, with_checksum(state))
 
 
 def find_damage(folder: Path) -> str | None:
     """What is wrong with the files of a checkpoint, or None."""
     try:
         state = read_state(folder)
-        right = state.pop("xxh3") == _hash_of_state(state)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        right = KEY in state and take_checksum(state)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"{TRAINING_STATE}/{PROGRESS_FILE} cannot be read ({error})"
     if not right:
         return f"{TRAINING_STATE}/{PROGRESS_FILE} is not as it was written"
-    found = digests(folder)
-    for name, digest in state["files"].items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != digest:
-            return f"{name} is not as it was written"
-    return None
+    return find_change(folder, state["files"])
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -310,13 +286,14 @@ def _status(path: Path) -> Iterator[None]:
 
 def _stored_config(path: Path) -> dict:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text) if is_as_written(text) else None
     except (yaml.YAMLError, UnicodeDecodeError):
         values = None
     if not isinstance(values, dict):
         raise ResumeError(
-            f"{path} is damaged. Delete it to go on; then nothing checks that the configuration is that of the run so "
-            "far."
+            f"{path} is damaged, or was edited: other values are for the command line or another file. Delete it to "
+            "go on; then nothing checks that the configuration is that of the run so far."
         )
     return values
 
@@ -335,4 +312,4 @@ def _store_config(config: PretrainConfig, folder: Path):
         for key in now:
             if before.get(key) != now[key]:
                 print(f"{key} was {before.get(key)!r} in this run so far and is {now[key]!r} from here on")
-    write_text(path, yaml.safe_dump(now, sort_keys=False))
+    write_text(path, with_first_line(yaml.safe_dump(now, sort_keys=False)))
