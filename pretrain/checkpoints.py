@@ -52,6 +52,10 @@ class ResumeError(UserError):
     """A run's folder that cannot be gone on with."""
 
 
+class DivergenceError(UserError):
+    """A run whose numbers are not finite any more."""
+
+
 class Checkpoints:
     """The checkpoints below `output_dir` of one run.
 
@@ -85,13 +89,13 @@ class Checkpoints:
             self.shell = new_model(model_config)  # what is saved, without weights and wrappers
 
     def find(self) -> Path | None:
-        """The checkpoint to go on from: the newest one, which must be whole and of this run.
+        """The checkpoint to go on from: the newest one, which must be whole, of finite numbers and of this run.
 
         Raises:
             ResumeError: where it is not. With `on_bad_checkpoint: previous` a damaged one is passed over.
         """
         for folder in reversed(find_checkpoints(self.folder)):
-            damage = find_damage(folder)
+            damage = find_damage(folder) or _find_not_finite(folder)
             if damage is None:
                 self._check_origin(folder)
                 return folder
@@ -111,6 +115,21 @@ class Checkpoints:
                 f"{folder} was trained on other data or with another tokenizer ({state['fingerprint']}, now "
                 f"{self.fingerprint}): name another --output_dir to start anew."
             )
+
+    def advice(self, step: int) -> str:
+        """What a person can do about a run whose weights are bad from a step on."""
+        found = find_checkpoints(self.folder)
+        before = [folder for folder in reversed(found) if _step(folder) < step]
+        good = next((folder for folder in before if not (find_damage(folder) or _find_not_finite(folder))), None)
+        if good is not None:
+            advice = f"The last good checkpoint is {good}. "
+            if later := [folder.name for folder in found if _step(folder) > _step(good)]:
+                advice += f"To go on from it delete {', '.join(later)}. "
+        elif found:
+            advice = f"No checkpoint in {self.folder} is from before and good: name another --output_dir. "
+        else:
+            advice = "There is no checkpoint yet. "
+        return f"{advice}Lower the learning_rate or lengthen the warm-up."
 
     def load_model(self, folder: Path, model: PreTrainedModel):
         """Set the weights of a model that is not wrapped yet."""
@@ -138,6 +157,7 @@ class Checkpoints:
 
         Raises:
             OSError: on every process, where the main one cannot write.
+            DivergenceError: on every process, where a number is not finite.
         """
         weights = self._collect(whole_weights(self.accelerator, model))
         states = {OPTIMIZER_FILE: self._collect(whole_moments(self.accelerator, model, optimizer))}
@@ -145,6 +165,10 @@ class Checkpoints:
             states[AVERAGE_FILE] = self._collect(average.state())
 
         def fill(folder: Path):
+            for tensors in (weights, *states.values()):
+                if name := first_not_finite(tensors):
+                    what = f"After step {progress.step:,} {name} holds numbers that are not finite."
+                    raise DivergenceError(f"{what} {self.advice(progress.step)}")
             self._write_model(folder, weights, progress)
             (folder / TRAINING_STATE).mkdir()
             for name, tensors in states.items():
@@ -191,8 +215,8 @@ class Checkpoints:
             raise problem
 
     def _superfluous(self, progress: Progress) -> list[Path]:
-        if self.config.save_total_limit is None:
-            return []
+        if self.config.save_total_limit is None or progress.skipped_in_a_row:
+            return []  # as long as steps are skipped, the newest ones may turn out to be bad
         old = find_checkpoints(self.folder)[: -self.config.save_total_limit]
         every = self.config.keep_every
         kept = {progress.best_step}
@@ -225,6 +249,22 @@ def find_damage(folder: Path) -> str | None:
     if not right:
         return f"{TRAINING_STATE}/{PROGRESS_FILE} is not as it was written"
     return find_change(folder, state["files"])
+
+
+def _find_not_finite(folder: Path) -> str | None:
+    """Which numbers of a whole checkpoint are not finite, or None."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        if bad := first_not_finite(load_file(path)):
+            return f"{bad} in {path.relative_to(folder)} holds numbers that are not finite"
+    return None
+
+
+def first_not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that holds a number that is not finite, or None."""
+    for name, tensor in tensors.items():
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # a tenth of the time of `isfinite`
+            return name
+    return None
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
