@@ -125,7 +125,7 @@ def model_content(name: str, trust_remote_code: bool) -> dict[str, str]:
     left_out = NOT_LOADED + (WEIGHTS if untrained else ()) + (() if trust_remote_code else (".py",))
     with _explained(name):
         path, arguments = located(source, trust_remote_code)
-        if os.path.isdir(path):
+        if is_folder(Path(path)):
             files = sorted(file for file in Path(path).iterdir() if file.is_file() and not file.name.startswith("."))
             return {file.name: digest_of_files([file]) for file in files if file.suffix not in left_out}
         commit = commit_of(path, arguments["revision"], "config.json")

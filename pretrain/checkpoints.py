@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import xxhash
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from common.checksums import KEY, digests, find_change, is_as_written, take_checksum, with_checksum, with_first_line
 from common.errors import Stopped, UserError, is_lost_process
 from common.files import PARTIAL, make_folder, remove_folder, write_folder, write_json, write_text
 from pretrain.averaging import WeightAverage
@@ -36,7 +36,6 @@ WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training_state"
 OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGE_FILE = "average.safetensors"
-BLOCK = 2**24  # bytes read at once
 PROGRESS_FILE = "progress.json"
 STATUS_FILE = "status.json"
 # Keys that decide what a step computes; a run that goes on with others would not be the same run.
@@ -51,6 +50,10 @@ FIXED = (
 
 class ResumeError(UserError):
     """A run's folder that cannot be gone on with."""
+
+
+class DivergenceError(UserError):
+    """A run whose numbers are not finite any more."""
 
 
 class Checkpoints:
@@ -86,13 +89,13 @@ class Checkpoints:
             self.shell = new_model(model_config)  # what is saved, without weights and wrappers
 
     def find(self) -> Path | None:
-        """The checkpoint to go on from: the newest one, which must be whole and of this run.
+        """The checkpoint to go on from: the newest one, which must be whole, of finite numbers and of this run.
 
         Raises:
             ResumeError: where it is not. With `on_bad_checkpoint: previous` a damaged one is passed over.
         """
         for folder in reversed(find_checkpoints(self.folder)):
-            damage = find_damage(folder)
+            damage = find_damage(folder) or _find_not_finite(folder)
             if damage is None:
                 self._check_origin(folder)
                 return folder
@@ -112,6 +115,21 @@ class Checkpoints:
                 f"{folder} was trained on other data or with another tokenizer ({state['fingerprint']}, now "
                 f"{self.fingerprint}): name another --output_dir to start anew."
             )
+
+    def advice(self, step: int) -> str:
+        """What a person can do about a run whose weights are bad from a step on."""
+        found = find_checkpoints(self.folder)
+        before = [folder for folder in reversed(found) if _step(folder) < step]
+        good = next((folder for folder in before if not (find_damage(folder) or _find_not_finite(folder))), None)
+        if good is not None:
+            advice = f"The last good checkpoint is {good}. "
+            if later := [folder.name for folder in found if _step(folder) > _step(good)]:
+                advice += f"To go on from it delete {', '.join(later)}. "
+        elif found:
+            advice = f"No checkpoint in {self.folder} is from before and good: name another --output_dir. "
+        else:
+            advice = "There is no checkpoint yet. "
+        return f"{advice}Lower the learning_rate or lengthen the warm-up."
 
     def load_model(self, folder: Path, model: PreTrainedModel):
         """Set the weights of a model that is not wrapped yet."""
@@ -139,6 +157,7 @@ class Checkpoints:
 
         Raises:
             OSError: on every process, where the main one cannot write.
+            DivergenceError: on every process, where a number is not finite.
         """
         weights = self._collect(whole_weights(self.accelerator, model))
         states = {OPTIMIZER_FILE: self._collect(whole_moments(self.accelerator, model, optimizer))}
@@ -146,6 +165,10 @@ class Checkpoints:
             states[AVERAGE_FILE] = self._collect(average.state())
 
         def fill(folder: Path):
+            for tensors in (weights, *states.values()):
+                if name := first_not_finite(tensors):
+                    what = f"After step {progress.step:,} {name} holds numbers that are not finite."
+                    raise DivergenceError(f"{what} {self.advice(progress.step)}")
             self._write_model(folder, weights, progress)
             (folder / TRAINING_STATE).mkdir()
             for name, tensors in states.items():
@@ -192,8 +215,8 @@ class Checkpoints:
             raise problem
 
     def _superfluous(self, progress: Progress) -> list[Path]:
-        if self.config.save_total_limit is None:
-            return []
+        if self.config.save_total_limit is None or progress.skipped_in_a_row:
+            return []  # as long as steps are skipped, the newest ones may turn out to be bad
         old = find_checkpoints(self.folder)[: -self.config.save_total_limit]
         every = self.config.keep_every
         kept = {progress.best_step}
@@ -213,41 +236,34 @@ def read_state(folder: Path) -> dict:
 def write_state(folder: Path, state: dict):
     """Add to a checkpoint what it says of itself, with the hashes of its other files and of that itself."""
     state = state | {"files": digests(folder)}
-    write_json(folder / TRAINING_STATE / PROGRESS_FILE, state | {"xxh3": _hash_of_state(state)})
-
-
-def _hash_of_state(state: dict) -> str:
-    return xxhash.xxh3_128(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """A hash of each file of a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    result = {}
-    for path in files:
-        digest = xxhash.xxh3_128()
-        with open(path, "rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-        result[str(path.relative_to(folder))] = digest.hexdigest()
-    return result
+    write_json(folder / TRAINING_STATE / PROGRESS_FILE, with_checksum(state))
 
 
 def find_damage(folder: Path) -> str | None:
     """What is wrong with the files of a checkpoint, or None."""
     try:
         state = read_state(folder)
-        right = state.pop("xxh3") == _hash_of_state(state)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        right = KEY in state and take_checksum(state)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"{TRAINING_STATE}/{PROGRESS_FILE} cannot be read ({error})"
     if not right:
         return f"{TRAINING_STATE}/{PROGRESS_FILE} is not as it was written"
-    found = digests(folder)
-    for name, digest in state["files"].items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != digest:
-            return f"{name} is not as it was written"
+    return find_change(folder, state["files"])
+
+
+def _find_not_finite(folder: Path) -> str | None:
+    """Which numbers of a whole checkpoint are not finite, or None."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        if bad := first_not_finite(load_file(path)):
+            return f"{bad} in {path.relative_to(folder)} holds numbers that are not finite"
+    return None
+
+
+def first_not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that holds a number that is not finite, or None."""
+    for name, tensor in tensors.items():
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # a tenth of the time of `isfinite`
+            return name
     return None
 
 
@@ -310,13 +326,14 @@ def _status(path: Path) -> Iterator[None]:
 
 def _stored_config(path: Path) -> dict:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text) if is_as_written(text) else None
     except (yaml.YAMLError, UnicodeDecodeError):
         values = None
     if not isinstance(values, dict):
         raise ResumeError(
-            f"{path} is damaged. Delete it to go on; then nothing checks that the configuration is that of the run so "
-            "far."
+            f"{path} is damaged, or was edited: other values are for the command line or another file. Delete it to "
+            "go on; then nothing checks that the configuration is that of the run so far."
         )
     return values
 
@@ -335,4 +352,4 @@ def _store_config(config: PretrainConfig, folder: Path):
         for key in now:
             if before.get(key) != now[key]:
                 print(f"{key} was {before.get(key)!r} in this run so far and is {now[key]!r} from here on")
-    write_text(path, yaml.safe_dump(now, sort_keys=False))
+    write_text(path, with_first_line(yaml.safe_dump(now, sort_keys=False)))

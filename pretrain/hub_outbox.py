@@ -15,12 +15,13 @@ from typing import IO
 from huggingface_hub import constants
 from tqdm import tqdm
 
+from common.checksums import digests, with_checksum
 from common.errors import Stopped
-from common.files import PARTIAL, remove_folder, write_folder
+from common.files import PARTIAL, remove_folder, write_folder, write_json
 from pretrain import hub_upload
 from pretrain.checkpoints import TRAINING_STATE, find_checkpoints, find_damage
 from pretrain.configuration import PretrainConfig
-from pretrain.hub_upload import CONNECTED, FINAL, OUTBOX, REFUSED, UNREACHABLE, HubError
+from pretrain.hub_upload import CONNECTED, FINAL, OUTBOX, QUEUED, REFUSED, UNREACHABLE, HubError
 from pretrain.stopping import StopRequest
 
 
@@ -86,7 +87,7 @@ class HubOutbox:
         """
         tag = _tag(folder)
         try:
-            write_folder(self.run / OUTBOX / tag, lambda partial: _link_files(folder, partial))
+            write_folder(self.run / OUTBOX / tag, lambda partial: _take_snapshot(folder, partial))
             self._limit()
         except OSError as error:
             self.given_up.append(tag)
@@ -197,7 +198,7 @@ def _read_lines(lines: IO[str], first: Callable[[str], object]):
         _show(line)
 
 
-def _link_files(folder: Path, partial: Path):
+def _take_snapshot(folder: Path, partial: Path):
     for path in folder.rglob("*"):
         place = path.relative_to(folder)
         if place.parts[0] == TRAINING_STATE or not path.is_file():
@@ -207,3 +208,4 @@ def _link_files(folder: Path, partial: Path):
             os.link(path, partial / place)
         except OSError:  # no hard links there
             shutil.copy2(path, partial / place)
+    write_json(partial / QUEUED, with_checksum(digests(partial)))

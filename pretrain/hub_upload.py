@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import CommitOperationAdd, HfApi, constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+from common.checksums import find_change, is_as_written, take_checksum, with_checksum
 from common.errors import UserError, report_user_errors
 from common.files import remove_folder, write_json
 from common.hub import blob_id, client_with_timeouts, first_line, may_pass
@@ -32,6 +33,7 @@ from common.yaml_config import read_json, read_yaml
 
 OUTBOX = "hub"  # below the run's folder
 RECORD = "uploaded.json"
+QUEUED = ".queued.json"  # the digests of a snapshot's files
 CARD = constants.REPOCARD_NAME
 FINAL = "final"  # the tag of the finished model
 REFUSED, CONNECTED, UNREACHABLE = "refused", "connected", "unreachable"  # the first word that --follow prints
@@ -62,7 +64,10 @@ def read_uploads(run: Path, id: str) -> Uploads | None:
     path = run / OUTBOX / RECORD
     if not path.exists():
         return None
-    uploads = Uploads(**read_json(path))
+    record = read_json(path)
+    if not take_checksum(record):
+        raise HubError(f"{path} is damaged. Delete it, and give --hub_overwrite true: the repository is not empty.")
+    uploads = Uploads(**record)
     return uploads if uploads.id == id else None
 
 
@@ -86,6 +91,8 @@ class Uploader:
 
     def __init__(self, run: Path):
         config = read_yaml(run / "config.yaml")
+        if not is_as_written((run / "config.yaml").read_text(encoding="utf-8")):
+            raise HubError(f"{run / 'config.yaml'} is damaged, or was edited: the command of the run writes it anew.")
         if not config.get("push_to_hub"):
             raise HubError(f"{run / 'config.yaml'} names no repository: run the training with --push_to_hub ID.")
         self.run = run
@@ -147,16 +154,19 @@ class Uploader:
 
     def _record(self, uploads: Uploads):
         self.uploads = uploads
-        write_json(self.run / OUTBOX / RECORD, dataclasses.asdict(uploads))
+        write_json(self.run / OUTBOX / RECORD, with_checksum(dataclasses.asdict(uploads)))
 
     def upload(self, snapshot: Path):
         """Make a snapshot a commit and a tag, and delete it.
 
         Raises:
+            HubError: where its files have changed since they were queued; it is set aside.
             Exception: any of `huggingface_hub`; the snapshot stays.
         """
         uploads = self.uploads or self.connect()
+        self._set_aside_if_damaged(snapshot)
         files = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*") if path.is_file()}
+        files.pop(QUEUED, None)
         info = self.api.model_info(self.id, files_metadata=True)
         card_there = next((file.blob_id for file in info.siblings or () if file.rfilename == CARD), None)
         card = blob_id(files[CARD])
@@ -174,6 +184,20 @@ class Uploader:
         self._record(uploads)
         remove_folder(snapshot)
         say(f"{snapshot.name} uploaded: {constants.ENDPOINT}/{self.id}/tree/{snapshot.name}")
+
+    def _set_aside_if_damaged(self, snapshot: Path):
+        if not (snapshot / QUEUED).exists():  # of an earlier release
+            return
+        queued = read_json(snapshot / QUEUED)
+        change = find_change(snapshot, queued) if take_checksum(queued) else f"{QUEUED} is not as it was written"
+        if change is None:
+            return
+        aside = snapshot.with_name(f"{snapshot.name}.damaged")
+        remove_folder(aside)
+        snapshot.rename(aside)
+        message = f"{snapshot.name} is not uploaded, since it is damaged: {change}. It lies in {aside}"
+        say(message)
+        raise HubError(message)
 
     def _commit(self, files: dict[str, Path], name: str, parent: str | None) -> str:
         """Commit the files that are not there yet, on top of `parent`, and return the commit that holds them."""

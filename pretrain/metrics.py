@@ -2,24 +2,32 @@
 
 import json
 import os
+import sys
 from collections import deque
+from functools import cache
 from pathlib import Path
+
+from tqdm import tqdm
+
+from common.checksums import take_checksum, with_checksum
 
 
 METRICS_FILE = "metrics.jsonl"
 BLOCK = 2**16  # bytes read at once from the end
 MAX_WAITING = 10_000  # lines kept in memory while the disk takes none
+NAMED = 10  # damaged lines that a message names
 
 
 class MetricsFile:
     """Appends records to a file, each line in one write.
 
     There are two kinds of records: of training (they hold `loss`) and of evaluations. Steps rise from line to line.
+    Each line has a checksum.
 
     Args:
         path: of the file.
-        step: steps that are done. The records of later steps, which will be done again, and a last line that a crash
-            has cut are taken off the end of the file, which takes no longer where the file is long.
+        step: steps that are done. The records of later steps, which will be done again, and damaged lines, such as one
+            that a crash has cut, are taken off the end of the file, which takes no longer where the file is long.
     """
 
     def __init__(self, path: Path, step: int):
@@ -39,7 +47,7 @@ class MetricsFile:
         if self.last.get(kind, -1) >= record["step"]:
             return
         self.last[kind] = record["step"]
-        self._waiting.append(json.dumps(record).encode() + b"\n")
+        self._waiting.append(json.dumps(with_checksum(record)).encode() + b"\n")
         lines = b"".join(self._waiting)
         with open(self.path, "ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
@@ -58,16 +66,24 @@ class MetricsFile:
             return
         with open(self.path, "r+b") as file:
             end = file.seek(0, os.SEEK_END)
+            damaged = []
             for start, line in _lines_from_end(file):
-                record = _parse(line) if line.endswith(b"\n") else None
-                if record is None or record["step"] > step:
+                record = _parse(line)
+                if record is None:  # among those that are kept it is for readers to name
+                    if not self.last:
+                        end = start
+                        damaged.append(start)
+                elif record["step"] > step or not line.endswith(b"\n"):
                     end = start
-                    if record is not None:
-                        self.dropped.setdefault(kind_of(record), record["step"])
+                    self.dropped.setdefault(kind_of(record), record["step"])
                 elif record["step"] == step:
                     self.last[kind_of(record)] = step
                 else:
                     break
+            if damaged:
+                file.seek(0)
+                content = file.read()
+                _name_damaged(self.path, tuple(content.count(b"\n", 0, start) + 1 for start in reversed(damaged)))
             file.truncate(end)
 
 
@@ -90,12 +106,13 @@ def _lines_from_end(file):
 
 
 def _parse(line: bytes) -> dict | None:
-    """The record of a line, or None where the line is damaged."""
+    """The record of a line, or None where the line is damaged. One without a checksum is of an earlier release."""
     try:
         record = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    right = isinstance(record, dict) and isinstance(record.get("step"), int) and take_checksum(record)
+    return record if right else None
 
 
 def kind_of(record: dict) -> str:
@@ -104,7 +121,17 @@ def kind_of(record: dict) -> str:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The records of a metrics file; damaged lines, such as a last one cut by a crash, are left out."""
+    """The records of a metrics file; damaged lines are named and left out."""
     if not path.exists():
         return []
-    return [record for line in path.read_bytes().splitlines() if (record := _parse(line)) is not None]
+    records = [_parse(line) for line in path.read_bytes().splitlines()]
+    damaged = tuple(number for number, record in enumerate(records, start=1) if record is None)
+    if damaged:
+        _name_damaged(path, damaged)
+    return [record for record in records if record is not None]
+
+
+@cache  # once, though a run reads its file at each checkpoint
+def _name_damaged(path: Path, lines: tuple[int, ...]):
+    shown = ", ".join(map(str, lines[:NAMED])) + (" and more" if len(lines) > NAMED else "")
+    tqdm.write(f"{path}: damaged and left out: line{'s' if len(lines) > 1 else ''} {shown}", file=sys.stdout)

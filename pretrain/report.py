@@ -16,6 +16,7 @@ import torch
 from matplotlib.backend_bases import FigureCanvasBase
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from common.checksums import take_checksum, with_checksum
 from common.errors import UserError, report_user_errors, say
 from common.files import make_folder, write_json
 from common.yaml_config import read_json
@@ -52,7 +53,7 @@ def report_run(
         "parameters": model.num_parameters(),
         **summarize(metrics),
     }
-    write_json(run / SUMMARY_FILE, summary)
+    write_json(run / SUMMARY_FILE, with_checksum(summary))
     draw_curves({run.name: metrics}, run / CURVES_FILE, [entropy], axis="tokens")
     filled = fill_masked_sentences(model, tokenizer, rows)
     _print_report(run, model_folder, summary, filled, tokenizer.mask_token)
@@ -80,8 +81,10 @@ def plot_runs(runs: list[Path], output: Path, axis: str = "tokens"):
         name = run.absolute().name
         metrics[name if name not in metrics else str(run)] = records
         if (run / SUMMARY_FILE).exists():
-            entropy = read_json(run / SUMMARY_FILE).get("unigram_entropy")
-            if isinstance(entropy, float):
+            summary = read_json(run / SUMMARY_FILE)
+            if not take_checksum(summary):
+                print(f"{run / SUMMARY_FILE} is damaged: its unigram entropy is left out")
+            elif isinstance(entropy := summary.get("unigram_entropy"), float):
                 entropies.append(entropy)
     draw_curves(metrics, output, entropies, axis)
 

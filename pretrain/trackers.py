@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from accelerate.utils import broadcast_object_list
 
+from common.checksums import take_checksum, with_checksum
 from common.errors import UserError
 from common.files import write_json
 from pretrain.configuration import PretrainConfig
@@ -89,7 +90,7 @@ class Trackers:
 
     def _start(self, names: list[str], config: PretrainConfig, progress: Progress, facts: dict[str, str | int]):
         folder = Path(config.output_dir)
-        known = _known_ids(folder, config, progress)
+        known = _known_ids(folder, config, progress, self.warn)
         for name in names:
             if name not in known:
                 self.new.add(name)
@@ -106,7 +107,7 @@ class Trackers:
             self.trackers[name] = tracker
             known[name] = identity
         progress.tracker_ids = known
-        write_json(folder / IDS_FILE, {"ids": known, "config": dataclasses.asdict(config)})
+        write_json(folder / IDS_FILE, with_checksum({"ids": known, "config": dataclasses.asdict(config)}))
 
     def log(self, record: dict):
         """Send a record of the metrics; values of layers get the layer's number, from 0, behind their name."""
@@ -139,24 +140,31 @@ class Trackers:
             )
 
 
-def _known_ids(folder: Path, config: PretrainConfig, progress: Progress) -> dict[str, str]:
+def _known_ids(
+    folder: Path, config: PretrainConfig, progress: Progress, warn: Callable[[str], None]
+) -> dict[str, str]:
     """The ids of the run: those of its checkpoint, or those that it was started with before it had one.
 
     A run from step 0 with another configuration is another run.
     """
+    stored = _read_ids(folder / IDS_FILE, warn)
     if progress.step:
-        stored = _read_ids(folder).get("ids", {})
-        return {**stored, **progress.tracker_ids}
-    stored = _read_ids(folder)
+        return {**stored.get("ids", {}), **progress.tracker_ids}
     same = stored.get("config") == json.loads(json.dumps(dataclasses.asdict(config)))
     return stored["ids"] if same else {}
 
 
-def _read_ids(folder: Path) -> dict:
+def _read_ids(path: Path, warn: Callable[[str], None]) -> dict:
     try:
-        return json.loads((folder / IDS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError):
+        stored = None
+    if isinstance(stored, dict) and take_checksum(stored):
+        return stored
+    warn(f"warning: {path} is damaged and left out: a run without a checkpoint begins anew at its trackers")
+    return {}
 
 
 def _start_tensorboard(

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 from torch import nn, optim
 
-from common.errors import Stopped, UserError
+from common.errors import Stopped
 from pretrain.averaging import WeightAverage
 from pretrain.batches import EvaluationBatches, TrainingBatches
-from pretrain.checkpoints import Checkpoints, ResumeError, find_checkpoints
+from pretrain.checkpoints import Checkpoints, DivergenceError, ResumeError
 from pretrain.configuration import PretrainConfig
 from pretrain.health import packed_health
 from pretrain.loading import load_batches
@@ -21,10 +21,6 @@ from pretrain.optimization import evaluate, optimizer_step, seed_step
 from pretrain.progress import Progress
 from pretrain.schedules import Schedule
 from pretrain.stopping import StopRequest
-
-
-class DivergenceError(UserError):
-    """Too many steps in a row without a finite loss and gradient."""
 
 
 @dataclass
@@ -53,7 +49,8 @@ def train(run: Run) -> float:
 
     Raises:
         ResumeError: where more steps are done than the run is long.
-        DivergenceError: after `max_skipped_in_a_row` steps whose loss or gradient was not finite.
+        DivergenceError: after `max_skipped_in_a_row` steps whose loss or gradient was not finite, or where a number of
+            a checkpoint would not be.
         Stopped: where a signal or `max_time` ends the run early, once there is a checkpoint.
         LostProcess: where a worker that makes batches was killed.
     """
@@ -80,7 +77,7 @@ def _train_steps(run: Run, batches: Iterator[list[dict]]) -> dict[str, float] | 
     for step, (waited, micro_batches) in enumerate(_timed(batches), start=progress.step):
         # Known two steps late, so that nothing has to wait for the device; by all processes at the same step.
         stopping, skipped_in_a_row, seconds = monitor.totals.late_news()
-        _check_divergence(run, skipped_in_a_row)
+        _check_divergence(run, skipped_in_a_row, progress.step - 1)
         progress.seconds = max(progress.seconds, seconds)
         done = schedule.finished(step + 1, progress.seconds)
         rate = schedule.learning_rate(step, progress.seconds)
@@ -101,7 +98,7 @@ def _train_steps(run: Run, batches: Iterator[list[dict]]) -> dict[str, float] | 
         if run.average is not None:
             run.average.update(progress.step)
         monitor.step_done(progress, result, rate, waited, done, stopping)
-        _check_divergence(run, monitor.longest_skipped)
+        _check_divergence(run, monitor.longest_skipped, progress.step)
 
         paused = time.perf_counter()
         saving = done or stopping or (config.save_steps and progress.step % config.save_steps == 0)
@@ -154,12 +151,11 @@ def _timed(batches: Iterator[list[dict]]) -> Iterator[tuple[float, list[dict]]]:
         yield time.perf_counter() - started, batch
 
 
-def _check_divergence(run: Run, skipped_in_a_row: int):
-    if skipped_in_a_row < run.config.max_skipped_in_a_row:
-        return
-    good = find_checkpoints(run.checkpoints.folder)
-    raise DivergenceError(
-        f"{skipped_in_a_row} steps in a row had a loss or gradient that was not finite. "
-        + (f"The last good checkpoint is {good[-1]}. " if good else "There is no checkpoint yet. ")
-        + "Lower the learning_rate or lengthen the warm-up."
-    )
+def _check_divergence(run: Run, skipped_in_a_row: int, steps: int):
+    """End the run where so many of its steps were skipped one after the other, `steps` being those done by then.
+
+    They all had the weights of the step before the first of them.
+    """
+    if skipped_in_a_row >= run.config.max_skipped_in_a_row:
+        what = f"{skipped_in_a_row} steps in a row had a loss or gradient that was not finite."
+        raise DivergenceError(f"{what} {run.checkpoints.advice(steps - skipped_in_a_row)}")

@@ -7,6 +7,7 @@ OF_TIME_AND_PLACE = {
     "mfu",
     "data_wait_share",
     "peak_memory_gib",
+    "xxh3",  # of the whole record
 }
 
 

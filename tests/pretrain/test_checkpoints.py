@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from common.errors import STOPPED, Stopped
 from modeling_luna import LunaForMaskedLM
-from pretrain.checkpoints import FIXED, ResumeError, find_checkpoints, find_damage, read_state
+from pretrain.checkpoints import FIXED, ResumeError, find_checkpoints, find_damage, read_state, run_folder
 from pretrain.data.tokenizer import load_tokenizer
 
 
@@ -235,6 +235,29 @@ def test_damaged_configuration_is_named(run: Callable, train: Callable, tmp_path
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ResumeError, match=r"config.yaml is damaged"):
         train(run(max_steps=6))
+
+
+def test_flipped_bit_of_the_configuration_is_named_or_harmless(run: Callable, tmp_path: Path, capsys):
+    (tmp_path / "checkpoint-5").mkdir()
+    config, path = run(), tmp_path / "config.yaml"
+    with run_folder(config):
+        content = path.read_bytes()
+    refused = 0
+    for place in [*range(60), *range(60, len(content), 31)]:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            with run_folder(config):
+                assert path.read_bytes() == content and capsys.readouterr().out == ""
+        except ResumeError as error:
+            assert f"{path} is damaged" in str(error)
+            refused += 1
+    assert refused > 70
+
+    path.write_bytes(content.partition(b"\n")[2])  # of an earlier release
+    with run_folder(config):
+        assert path.read_bytes() == content
 
 
 def test_checkpoint_of_another_model_is_refused(run: Callable, train: Callable, tmp_path: Path):

@@ -246,6 +246,33 @@ def test_upload_that_is_cut_in_the_middle_is_done_again(queued: Path, hub: HubSt
     assert hub.repository(ID).at("step-5").files == files_of(queued / "checkpoint-5")
 
 
+def test_snapshot_that_is_damaged_is_set_aside(write_run: Callable, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch):
+    run = Path(write_run().output_dir)
+    outbox = HubOutbox(config_of(run))
+    (run / "hub").mkdir()
+    monkeypatch.setattr(outbox, "_notify", lambda: None)
+    for step in (5, 10):
+        outbox.add(write_checkpoint(run, step))
+    (run / "hub/step-5/model.safetensors").write_text("model.safetensors of step 6\n")
+    failed = upload(run)
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    message = "step-5 is not uploaded, since it is damaged: model.safetensors is not as it was written. It lies in "
+    assert f"error: {message}{run}/hub/step-5.damaged" in failed.stderr
+    assert upload(run).returncode == 0
+    assert list(hub.repository(ID).tags) == ["step-10"]
+    assert hub.repository(ID).at("step-10").files == files_of(run / "checkpoint-10")
+
+
+def test_record_of_uploads_that_is_damaged_is_named(queued: Path, hub: HubStandIn):
+    assert upload(queued).returncode == 0
+    path = queued / "hub/uploaded.json"
+    path.write_text(path.read_text().replace("step-5", "step-4"))
+    shutil.copytree(queued / "checkpoint-5", queued / "hub/step-5")
+    failed = upload(queued)
+    assert failed.returncode == 2
+    assert f"error: {path} is damaged. Delete it, and give --hub_overwrite true" in failed.stderr
+
+
 def test_card_that_the_hub_refuses_keeps_no_model_back(queued: Path, hub: HubStandIn):
     hub.fail("POST /api/validate-yaml", status=400, body={"errors": [{"message": '"license" must be one of'}]})
     uploaded = upload(queued)

@@ -22,6 +22,7 @@ from common.durations import duration
 from common.flops import training_flops
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain import device_totals, monitoring
+from pretrain import metrics as metrics_module
 from pretrain.batches import BatchPlan, BatchSizes
 from pretrain.metrics import MetricsFile, read_metrics
 from pretrain.monitoring import Monitor, measure_row, print_plan
@@ -305,6 +306,60 @@ def test_damaged_end_of_the_file_is_dropped(tmp_path: Path, end: bytes):
     MetricsFile(path, 2)
     assert path.read_bytes() == good
     assert [record["step"] for record in read_metrics(path)] == [1, 2]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> tuple[Path, list[dict]]:
+    """A metrics file and what it holds."""
+    records = [
+        {"step": 1, "loss": 6.25, "tokens": 480},
+        {"step": 2, "loss": 5.5, "tokens": 960},
+        {"step": 2, "validation_loss": 5.125, "effective_rank": [7.5, 6.0]},
+    ]
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    for record in records:
+        file.append(record)
+    return tmp_path / "metrics.jsonl", records
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_flipped_bit_is_named_or_harmless(written: tuple[Path, list[dict]], capsys: pytest.CaptureFixture, bit: int):
+    """Whatever byte it is in, no record is another than was written, and one that is missing is named."""
+    path, records = written
+    assert read_metrics(path) == records
+    known, content = {key for record in records for key in record}, path.read_bytes()
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << bit
+        path.write_bytes(damaged)
+        for read_after in (lambda: None, lambda: MetricsFile(path, 2)):  # in a report, and by the run that goes on
+            metrics_module._name_damaged.cache_clear()
+            read_after()
+            found = [{key: value for key, value in record.items() if key in known} for record in read_metrics(path)]
+            assert all(record in records for record in found)
+            missing = len(records) - len(found)
+            assert missing <= 2 and (missing > 0) == (
+                "metrics.jsonl: damaged and left out: line" in capsys.readouterr().out
+            )
+            path.write_bytes(damaged)
+
+
+def test_damaged_line_is_named_once(written: tuple[Path, list[dict]], capsys: pytest.CaptureFixture):
+    path, records = written
+    path.write_bytes(path.read_bytes().replace(b"5.5", b"1.5"))
+    for _ in range(3):
+        assert read_metrics(path) == [records[0], records[2]]
+    assert capsys.readouterr().out == f"{path}: damaged and left out: line 2\n"
+    # What follows it stays where a run goes on.
+    assert MetricsFile(path, 2).last == {"evaluation": 2}
+    assert read_metrics(path) == [records[0], records[2]]
+
+
+def test_lines_of_an_earlier_release_have_no_checksum(written: tuple[Path, list[dict]]):
+    path, records = written
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    MetricsFile(path, 2).append({"step": 3, "loss": 5.0})
+    assert read_metrics(path) == [*records, {"step": 3, "loss": 5.0}]
 
 
 def bytes_read() -> int:

@@ -9,11 +9,12 @@ import pytest
 from matplotlib.axes import Axes
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
+from pretrain import report
 from pretrain.curves import Curves, draw_curves
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.prepare import prepare, read_manifest
-from pretrain.report import fill_masked_sentences
+from pretrain.report import fill_masked_sentences, plot_runs
 
 
 @pytest.fixture
@@ -85,6 +86,20 @@ def test_curves_are_drawn_over_tokens_steps_or_time(run: Callable, script: Calla
     metrics.write_text('{"step": 1, "loss": 2.0}\n', encoding="utf-8")
     code, _, errors = script("pretrain/report.py", folder, "--output", picture)
     assert code == 2 and "draw them with `--over step`" in errors
+
+
+def test_damage_is_named_and_not_drawn(run: Callable, script: Callable, tmp_path: Path, monkeypatch):
+    folder, drawn = run("first"), []
+    monkeypatch.setattr(report, "draw_curves", lambda *arguments: drawn.append(arguments))
+    plot_runs([folder], tmp_path / "curves.png")
+    for name, written in (("metrics.jsonl", '"step": 3, "loss": '), ("summary.json", '"unigram_entropy": ')):
+        content = (folder / name).read_text(encoding="utf-8")
+        assert written in content
+        (folder / name).write_text(content.replace(written, f"{written}1"), encoding="utf-8")
+    plot_runs([folder], tmp_path / "curves.png")
+    (whole, _, entropies, _), (damaged, _, none, _) = drawn
+    assert damaged["first"] == [record for record in whole["first"] if not (record["step"] == 3 and "loss" in record)]
+    assert len(whole["first"]) == 8 and len(entropies) == 1 and none == []
 
 
 def test_folder_without_a_run_cannot_be_drawn(run: Callable, script: Callable, tmp_path: Path):

@@ -167,6 +167,20 @@ def test_run_goes_on_under_its_id(start: Callable, recorders: dict[str, Recorder
     assert start()[1].tracker_ids not in (other, {"wandb": "of the checkpoint"})
 
 
+def test_damaged_ids_are_named_and_left_out(start: Callable, recorders: dict[str, Recorder], tmp_path: Path):
+    path = tmp_path / "run" / "trackers.json"
+    for ids, expected in (({"wandb": "of the checkpoint"}, {"wandb": "of the checkpoint"}), ({}, None)):
+        start(step=5, ids={"wandb": "one"})
+        path.write_text(path.read_text(encoding="utf-8").replace('"one"', '"two"'), encoding="utf-8")
+        _, progress, warnings = start(step=5, ids=ids)
+        assert warnings == [
+            f"warning: {path} is damaged and left out: a run without a checkpoint begins anew at its trackers"
+        ]
+        assert progress.tracker_ids == expected or (
+            expected is None and progress.tracker_ids["wandb"] not in "one two"
+        )
+
+
 def test_steps_done_again_are_not_sent_twice(start: Callable, recorders: dict[str, Recorder]):
     tracker, _, _ = start(
         step=4, ids={"wandb": "abc"}, sent={"training": 6, "evaluation": 4}, names=("trackio", "wandb")

@@ -1,15 +1,20 @@
 """Training: one curve whatever the processes, micro-batches, and restarts."""
 
 import json
+import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from modeling_luna.modeling_luna import LunaLayer, LunaLMHead, LunaMLP
+from pretrain import training as training_module
+from pretrain.checkpoints import ResumeError, find_checkpoints, read_state, write_state
 from pretrain.data.packed_data import PackedRows
 from pretrain.optimizers import build_optimizer
 from pretrain.prepare import prepare
@@ -275,3 +280,71 @@ def test_run_that_diverges_ends_with_the_last_good_checkpoint(
 def test_rate_far_too_high_diverges(build_config: Callable, train: Callable, tmp_path: Path):
     with pytest.raises(DivergenceError, match="There is no checkpoint yet"):
         train(build_config(tmp_path, learning_rate=1e30, warmup_steps=0, max_skipped_in_a_row=2))
+
+
+@pytest.fixture
+def broken_at_step_3(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Multiply all weights after the third update; what they are then is found by the steps that follow."""
+
+    def install(factor: float):
+        update, calls = training_module.optimizer_step, 0
+
+        def broken(accelerator, model, *arguments, **options):
+            nonlocal calls
+            result = update(accelerator, model, *arguments, **options)
+            calls += 1
+            if calls == 3:
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter.mul_(factor)
+            return result
+
+        monkeypatch.setattr(training_module, "optimizer_step", broken)
+
+    return install
+
+
+@pytest.mark.parametrize("factor", [1e30, math.inf])
+def test_last_good_checkpoint_is_one_of_good_weights(
+    broken_at_step_3: Callable, build_config: Callable, train: Callable, tmp_path: Path, factor: float
+):
+    """Not one that has those of the steps that were skipped; weights that are not finite are not written."""
+    broken_at_step_3(factor)
+    config = build_config(tmp_path, save_steps=1, save_total_limit=2, eval_steps=0, max_skipped_in_a_row=4)
+    with pytest.raises(DivergenceError) as error:
+        train(config)
+    names = [folder.name for folder in find_checkpoints(tmp_path)]
+    good = f"The last good checkpoint is {tmp_path}/checkpoint-2. "
+    if factor == 1e30:
+        assert names == [f"checkpoint-{step}" for step in (2, 3, 4, 5, 6)]
+        assert f"4 steps in a row had a loss or gradient that was not finite. {good}To go on from it delete " in str(
+            error.value
+        )
+        assert "delete checkpoint-3, checkpoint-4, checkpoint-5, checkpoint-6. Lower the learning_rate" in str(
+            error.value
+        )
+    else:
+        assert names == ["checkpoint-1", "checkpoint-2"]
+        assert "After step 3 luna.embeddings." in str(error.value)
+        assert f"holds numbers that are not finite. {good}Lower the learning_rate" in str(error.value)
+    assert json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))["state"] == "failed"
+
+
+def test_checkpoint_that_is_not_finite_is_not_gone_on_from(
+    build_config: Callable, train: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """An earlier release may have written it."""
+    train(build_config(tmp_path, max_steps=6, save_steps=3))
+    folder = tmp_path / "checkpoint-6"
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.dense.bias"][3] = math.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    state = {key: value for key, value in read_state(folder).items() if key not in ("files", "xxh3")}
+    (folder / "training_state" / "progress.json").unlink()
+    write_state(folder, state)
+    with pytest.raises(
+        ResumeError, match="checkpoint-6 is damaged: lm_head.dense.bias in model.safetensors holds numbers that"
+    ):
+        train(build_config(tmp_path, max_steps=6))
+    train(build_config(tmp_path, max_steps=6, on_bad_checkpoint="previous"))
+    assert "Going on from step 3 of 6" in capsys.readouterr().out
