@@ -2,7 +2,9 @@
 
 import difflib
 import json
+import os
 import re
+import reprlib
 import sys
 import types
 import typing
@@ -17,6 +19,9 @@ from common.key_help import help_text
 
 
 T = TypeVar("T")
+LONGEST_NUMBER = 64  # bits of a whole number
+MOST_VALUES = 10**5  # of one key, where YAML's aliases can make a short text endless
+LONGEST_SHOWN = 120  # characters of a value in a message
 MOST_LISTED = 40  # known keys that a message about an unknown one names
 TYPE_NAMES = {
     bool: "true or false",
@@ -78,7 +83,9 @@ def read_values(path: Path, overrides: list[str], known: dict[str, Any], nested:
     for key in values:
         if key not in known:
             raise ConfigurationError(f"{path}: {_unknown(key, known)}")
-    values = {key: convert(key, value, known[key]) for key, value in values.items()}
+    for key, value in values.items():
+        check_plain(key, value)
+        values[key] = convert(key, value, known[key])
     for key, texts in texts_of.items():
         outer, _, inner = key.partition(".")
         if outer in nested and inner:
@@ -112,6 +119,8 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{path} is nested too deeply.") from error
     except ValueError as error:
         raise ConfigurationError(f"{path} is not JSON: {error}.") from error
     if not isinstance(value, dict):
@@ -138,6 +147,15 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key)
         return mapping
 
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # PyYAML lets what a tag cannot be made of, such as `!!int abc`, end in errors of any type.
+            kind = node.tag.removeprefix("tag:yaml.org,2002:")
+            problem = f"{reprlib.repr(node.value)} is no {kind}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
 
 for tag, pattern, first in (
     ("null", r"(?:~|null|Null|NULL)?", [*"~nN", ""]),
@@ -157,6 +175,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigurationError(f"{path}{line}: not YAML: {error.problem}.") from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{path} is nested too deeply.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
@@ -190,8 +210,12 @@ def parse(key: str, texts: list[str], hint: Any) -> object:
     for text in texts:
         try:
             value = yaml.load(text, _Loader)
+        except RecursionError as error:
+            raise ConfigurationError(f"--{key}: {shown(text)} is nested too deeply.") from error
         except yaml.YAMLError as error:
-            raise ConfigurationError(f"--{key}: {text!r} is not YAML: {getattr(error, 'problem', error)}.") from error
+            problem = getattr(error, "problem", error)
+            raise ConfigurationError(f"--{key}: {shown(text)} is not YAML: {problem}.") from error
+        check_plain(key, value)
         typed_as_text = isinstance(value, bool | int | float) and type(value) not in _choices(hint)
         values.append(text if typed_as_text and str in _choices(hint) else value)
     return values[0] if len(values) == 1 else values
@@ -213,4 +237,42 @@ def convert(key: str, value: Any, hint: Any) -> Any:
         if isinstance(value, choice) and (choice is bool or not isinstance(value, bool)):
             return value
     names = " or ".join(TYPE_NAMES[choice] for choice in choices)
-    raise ConfigurationError(f"{key} is {value!r}: it must be {names}.")
+    raise ConfigurationError(f"{key} is {shown(value)}: it must be {names}.")
+
+
+def check_plain(key: object, value: object):
+    """Look into lists and mappings for what no key can use.
+
+    Raises:
+        ConfigurationError: for a number of more than 64 bits, text that cannot be part of a path, or too many values.
+    """
+    left = [value]
+    for _ in range(MOST_VALUES):
+        if not left:
+            return
+        item = left.pop()
+        if isinstance(item, dict):
+            left += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple | set):
+            left += item
+        elif isinstance(item, int) and item.bit_length() > LONGEST_NUMBER:
+            raise ConfigurationError(f"{key} holds a number of more than {LONGEST_NUMBER} bits.")
+        elif isinstance(item, str) and ("\0" in item or _has_half_characters(item)):
+            raise ConfigurationError(f"{key} holds {shown(item)}: no file or name can have such a character.")
+    raise ConfigurationError(f"{key} holds more than {MOST_VALUES:,} values.")
+
+
+def _has_half_characters(text: str) -> bool:
+    """Whether it holds halves of surrogate pairs, other than those that stand for bytes in names of files."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def shown(value: object) -> str:
+    """A value as a message names it, shortened where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = LONGEST_SHOWN
+    return short.repr(value)
