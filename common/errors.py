@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from common.streams import keep_streams
+
 
 EXIT_CODE = 2
 INTERRUPTED = 130  # as shells have it for an interrupt from the keyboard
@@ -30,6 +32,7 @@ def report_user_errors(kept: str = "The same command goes on from the last check
     Args:
         kept: what is said of the work so far where something from outside ends the program.
     """
+    keep_streams()
     try:
         yield
     except UserError as error:
