@@ -23,6 +23,8 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+from common.errors import report_user_errors
+
 
 ROOT = Path(__file__).parents[1]
 STEPS = 2000
@@ -218,4 +220,5 @@ def write_text(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors(kept="Nothing was kept."):
+        main()

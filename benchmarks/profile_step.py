@@ -259,31 +259,31 @@ def parse_options() -> argparse.Namespace:
 
 def main():
     options = parse_options()
-    with report_user_errors():
-        keep_freed_memory()
-        name = ModelName.parse(options.model)
-        device = torch.device(options.device)
-        peak = peak_flops(device, "bf16" if options.dtype == "bfloat16" else "no")
-        config = new_config(name, options.length, options.dropout, options.layers, options.size)
-        if not isinstance(config, LunaConfig):
-            raise UserError(f"--model: {options.model} is not a Luna model, and others have other parts.")
-        torch.manual_seed(0)
-        rows = torch.randint(4, config.vocab_size, (max(1, options.tokens // options.length), options.length))
-        trainee = Trainee(new_model(name, config, options.head), rows, options.head, options.device, options.dtype)
-        unprofiled = [time_step(trainee) for _ in range(WARMUP_STEPS + options.steps)][WARMUP_STEPS:]
-        seconds = profile_steps(trainee, options.steps)
+    keep_freed_memory()
+    name = ModelName.parse(options.model)
+    device = torch.device(options.device)
+    peak = peak_flops(device, "bf16" if options.dtype == "bfloat16" else "no")
+    config = new_config(name, options.length, options.dropout, options.layers, options.size)
+    if not isinstance(config, LunaConfig):
+        raise UserError(f"--model: {options.model} is not a Luna model, and others have other parts.")
+    torch.manual_seed(0)
+    rows = torch.randint(4, config.vocab_size, (max(1, options.tokens // options.length), options.length))
+    trainee = Trainee(new_model(name, config, options.head), rows, options.head, options.device, options.dtype)
+    unprofiled = [time_step(trainee) for _ in range(WARMUP_STEPS + options.steps)][WARMUP_STEPS:]
+    seconds = profile_steps(trainee, options.steps)
 
-        labelled = trainee.labelled if options.head else 0
-        products = forward_products(config, len(rows), options.length, labelled)
-        print(
-            f"{options.model}, {config.num_hidden_layers} layers, {rows.shape[0]} rows of {options.length} tokens, "
-            f"{options.dtype}, dropout {options.dropout:g}, on {describe_devices(device)}"
-        )
-        print(f"{median(unprofiled) * 1e3:,.1f} ms a step, {rows.numel() / median(unprofiled):,.0f} tokens/s")
-        if peak:
-            print(f"peak {peak / 1e9:,.0f} GFLOP/s")
-        print(f"\n{parts_table(seconds, products, peak)}")
+    labelled = trainee.labelled if options.head else 0
+    products = forward_products(config, len(rows), options.length, labelled)
+    print(
+        f"{options.model}, {config.num_hidden_layers} layers, {rows.shape[0]} rows of {options.length} tokens, "
+        f"{options.dtype}, dropout {options.dropout:g}, on {describe_devices(device)}"
+    )
+    print(f"{median(unprofiled) * 1e3:,.1f} ms a step, {rows.numel() / median(unprofiled):,.0f} tokens/s")
+    if peak:
+        print(f"peak {peak / 1e9:,.0f} GFLOP/s")
+    print(f"\n{parts_table(seconds, products, peak)}")
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors():
+        main()

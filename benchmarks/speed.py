@@ -206,18 +206,16 @@ def measure_all(cases: list[Case], record: Record, options: argparse.Namespace) 
 
 def main():
     options = parse_options(sys.argv[1:])
-    with report_user_errors("The same command goes on."):
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped. The same command goes on."))
-        cases = plan_cases(options)
-        record = open_record(options)
-        print(
-            f"{len(cases)} cases, {options.rounds} times, on {record.made_by['hardware']}: {record.path}", flush=True
-        )
-        for measurement in measure_all(cases, record, options):
-            print(describe(measurement), flush=True)
-        report = write_report(record)
-        print(f"\n{report.read_text(encoding='utf-8')}\n{report}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped. The same command goes on."))
+    cases = plan_cases(options)
+    record = open_record(options)
+    print(f"{len(cases)} cases, {options.rounds} times, on {record.made_by['hardware']}: {record.path}", flush=True)
+    for measurement in measure_all(cases, record, options):
+        print(describe(measurement), flush=True)
+    report = write_report(record)
+    print(f"\n{report.read_text(encoding='utf-8')}\n{report}")
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors("The same command goes on."):
+        main()

@@ -23,6 +23,7 @@ from benchmarks.speed_rows import Batch, document_lengths, new_batch
 from common.allocator import keep_freed_memory
 from common.checkpointing import enable_checkpointing
 from common.compilation import compile_parts
+from common.errors import report_user_errors
 from common.flops import training_flops
 from common.hardware import peak_flops, peak_memory
 from modeling_luna import LunaConfig
@@ -245,4 +246,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors(kept="Nothing was kept."):
+        main()

@@ -313,9 +313,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path, help="a file of benchmarks/records")
     options = parser.parse_args()
-    with report_user_errors():
-        print(write_report(Record.read(options.record)))
+    print(write_report(Record.read(options.record)))
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors():
+        main()

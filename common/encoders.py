@@ -33,6 +33,16 @@ def located(name: str, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
     return hub_id, arguments | {"revision": revision or None}
 
 
+def describe_shape(config: PreTrainedConfig) -> str:
+    """`12 layers, hidden size 768, 12 heads`, without what an architecture does not have."""
+    words = {
+        "num_hidden_layers": "{:,} layers",
+        "hidden_size": "hidden size {:,}",
+        "num_attention_heads": "{:,} heads",
+    }
+    return ", ".join(text.format(getattr(config, key)) for key, text in words.items() if hasattr(config, key))
+
+
 def position_limits(model: PreTrainedModel) -> list[int]:
     """The numbers of tokens that the parts of a model which know of positions take."""
     limits = [getattr(model.config, "max_position_embeddings", None) or 0]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from common.streams import keep_streams
+
 
 EXIT_CODE = 2
 INTERRUPTED = 130  # as shells have it for an interrupt from the keyboard
@@ -55,6 +57,7 @@ def report_user_errors(kept: str = "The same command goes on from the last check
     Args:
         kept: what is said of the work so far where something from outside ends the program.
     """
+    keep_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as the standard error has it, for names that are not UTF-8
     try:

@@ -47,6 +47,8 @@ PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
     (r"\bMI210\b", (181, None, 45.3)),
     (r"\bMI100\b", (92.3, None, 46.1)),
 )
+# Of control groups, version 2 and 1.
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 PRODUCT_ROWS, PRODUCT_SIZE = 4096, 1024  # the product that is timed is one of so many rows with a square matrix
 
 
@@ -132,6 +134,17 @@ def measure_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5
                 float(result[(0,) * result.ndim])
                 times.append(time.perf_counter() - started)
     return 2 * PRODUCT_ROWS * PRODUCT_SIZE**2 / min(times)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory of a GPU, else of this machine, or of the container where that has less."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in CONTAINER_LIMITS:
+        if file.exists() and (text := file.read_text(encoding="utf-8").strip()).isdigit():
+            limits.append(int(text))
+    return min(limits)
 
 
 def peak_memory(device: torch.device) -> int:

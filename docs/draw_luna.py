@@ -11,6 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
+from common.errors import report_user_errors
+
 
 OUTPUT = Path(__file__).with_name("luna.png")
 WIDTH, HEIGHT = 18.0, 9.8  # of the drawing; half as many inches, at 200 dots each
@@ -180,4 +182,5 @@ def top(middle: float, count: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors():
+        main()

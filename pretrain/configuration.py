@@ -4,9 +4,10 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from common.yaml_config import ConfigurationError, read_configuration, read_json, suggest
+from common.ranges import Range, out_of_range
+from common.yaml_config import ConfigurationError, check_plain, read_configuration, read_json, shown, suggest
 from pretrain.data.text_source import ON_BAD_RECORD, Source
 
 
@@ -27,6 +28,11 @@ CHOICES = {
     "weight_averaging": (None, "exponential", "stage"),
     "on_bad_checkpoint": ("error", "previous"),
 }
+# No run comes near these; what lies beyond them is a slip of the pen.
+MOST_STEPS, MOST_TOKENS, MOST_HOURS = 10**9, 10**15, 10**5
+LARGEST_SIZE = 2**24  # rows, tokens of a vocabulary, and sizes of a model
+LARGEST_STEP = 2**28  # places of all rows of a step
+MOST_LAYERS = 10**4
 YAML_NAMES: dict[Any, str] = {None: "null", False: "false", True: "true"}
 # The length of a run, of its warm-up and of its decay in each unit.
 LENGTH_KEYS = {
@@ -56,13 +62,13 @@ class PretrainConfig:
     """Column of tables, and key of JSON lines, that holds the text."""
     documents: str = "auto"
     """What a document is in a text file: auto, line, blank_line or file."""
-    validation_share: float = 0.02
+    validation_share: Annotated[float, Range(0, 1, above=True, below=True)] = 0.02
     """Share of the documents held out for validation."""
     on_bad_record: str = "error"
     """error, or skip: leave out records that cannot be read, and count them."""
     prepared_dir: str = "data/prepared"
     """Folder of prepared data, which runs share."""
-    num_proc: int | None = None
+    num_proc: Annotated[int | None, Range(1, 1024)] = None
     """Processes that prepare the data; null: one for each core."""
     packing: str = "stream"
     """stream cuts the stream of documents anywhere; full_sentences (RoBERTa's) only between sentences; best_fit fills
@@ -71,11 +77,11 @@ class PretrainConfig:
     # Tokenizer
     tokenizer: str | None = None
     """Folder or Hub id; null: train one on the data."""
-    vocab_size: int = 16384
+    vocab_size: Annotated[int, Range(1, LARGEST_SIZE)] = 16384
     """Tokens of a tokenizer that is trained."""
-    tokenizer_train_megabytes: int = 200
+    tokenizer_train_megabytes: Annotated[int, Range(1, 10**6)] = 200
     """Megabytes of text that a tokenizer is trained on, sampled from all of it."""
-    max_length: int = 512
+    max_length: Annotated[int, Range(8, 2**20)] = 512
     """Tokens of a row."""
 
     # Model
@@ -95,68 +101,68 @@ class PretrainConfig:
     # Objective
     masking: str = "token"
     """What is predicted: token, whole_word, or span (one to ten whole words)."""
-    mask_probability: float = 0.15
+    mask_probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.15
     """Share of the tokens that are predicted."""
-    mask_probability_end: float | None = None
+    mask_probability_end: Annotated[float | None, Range(0, 1, above=True, below=True)] = None
     """Share at the end, reached in a straight line; null: it stays."""
-    mask_probability_steps: int | None = None
+    mask_probability_steps: Annotated[int | None, Range(1, MOST_STEPS)] = None
     """Steps after which that end is reached; null: those of the run."""
-    mean_span_length: float = 3.0
+    mean_span_length: Annotated[float, Range(1, 5)] = 3.0
     """Mean length of spans, in words."""
 
     # Length of the run: one of the max_* is needed, and warm-up and decay are in its unit.
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, Range(1, MOST_STEPS)] = None
     """Length of the run in optimiser steps."""
-    warmup_steps: int | None = None
+    warmup_steps: Annotated[int | None, Range(0, MOST_STEPS)] = None
     """Steps over which the learning rate rises; null: 6 % of the run."""
-    decay_steps: int | None = None
+    decay_steps: Annotated[int | None, Range(0, MOST_STEPS)] = None
     """Steps over which the trapezoidal schedule falls; null: 10 % of the run."""
-    max_tokens: int | None = None
+    max_tokens: Annotated[int | None, Range(1, MOST_TOKENS)] = None
     """Length of the run in tokens (places of rows, padding included), instead of max_steps."""
-    warmup_tokens: int | None = None
+    warmup_tokens: Annotated[int | None, Range(0, MOST_TOKENS)] = None
     """Tokens over which the learning rate rises; null: 6 % of the run."""
-    decay_tokens: int | None = None
+    decay_tokens: Annotated[int | None, Range(0, MOST_TOKENS)] = None
     """Tokens over which the trapezoidal schedule falls; null: 10 % of the run."""
-    max_train_hours: float | None = None
+    max_train_hours: Annotated[float | None, Range(0, MOST_HOURS, above=True)] = None
     """Length of the run in hours of training, instead of max_steps."""
-    warmup_hours: float | None = None
+    warmup_hours: Annotated[float | None, Range(0, MOST_HOURS)] = None
     """Hours over which the learning rate rises; null: 6 % of the run."""
-    decay_hours: float | None = None
+    decay_hours: Annotated[float | None, Range(0, MOST_HOURS)] = None
     """Hours over which the trapezoidal schedule falls; null: 10 % of the run."""
     lr_scheduler_type: str = "linear"
     """Schedule after the warm-up: linear, cosine or trapezoidal."""
-    learning_rate: float = 6e-4
+    learning_rate: Annotated[float, Range(0, 1000, above=True)] = 6e-4
     """Learning rate at the end of the warm-up."""
-    min_learning_rate: float = 0.0
+    min_learning_rate: Annotated[float, Range(0, 1000)] = 0.0
     """Learning rate at the end of the run."""
 
     # Optimisation: the paper's appendix
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63, below=True)] = 0
     """Seed of weights, rows, masks and dropout."""
-    batch_size: int = 256
+    batch_size: Annotated[int, Range(1, LARGEST_SIZE)] = 256
     """Rows of one optimiser step, over all processes and accumulation steps together."""
-    batch_size_start: int | None = None
+    batch_size_start: Annotated[int | None, Range(1, LARGEST_SIZE)] = None
     """Rows of the first steps, which rise to batch_size; null: no rise."""
-    batch_size_ramp_steps: int = 0
+    batch_size_ramp_steps: Annotated[int, Range(0, 10**6)] = 0
     """Steps over which the batch rises from batch_size_start."""
-    max_length_start: int | None = None
+    max_length_start: Annotated[int | None, Range(4, 2**20)] = None
     """Tokens of the pieces into which the first steps cut their rows, doubled in stages up to max_length; null: whole
     rows."""
-    max_length_ramp_steps: int = 0
+    max_length_ramp_steps: Annotated[int, Range(0, MOST_STEPS)] = 0
     """Steps over which the rows grow from max_length_start."""
-    per_device_train_batch_size: int | None = None
+    per_device_train_batch_size: Annotated[int | None, Range(1, LARGEST_SIZE)] = None
     """Rows that a process takes at once at most; null: all its share."""
     optimizer: str = "adamw"
     """adamw or stable_adamw."""
-    adam_beta1: float = 0.9
+    adam_beta1: Annotated[float, Range(0, 1, below=True)] = 0.9
     """Decay of the mean of the gradients."""
-    adam_beta2: float = 0.98
+    adam_beta2: Annotated[float, Range(0, 1, below=True)] = 0.98
     """Decay of the mean of their squares."""
-    adam_epsilon: float = 1e-6
+    adam_epsilon: Annotated[float, Range(0, 1, above=True)] = 1e-6
     """Added to the divisor of a step."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Range(0, 1000)] = 0.01
     """Decoupled weight decay; biases and norms have none."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, Range(0, 1e9, above=True)] = 1.0
     """Norm that gradients are clipped to."""
     mixed_precision: str | None = None
     """bf16 or no; null: as the launcher says."""
@@ -164,37 +170,37 @@ class PretrainConfig:
     """true computes layers again in the backward pass; selective only what is cheap of them."""
     torch_compile: bool = False
     """Compile layers, head and loss."""
-    max_skipped_in_a_row: int = 10
+    max_skipped_in_a_row: Annotated[int, Range(1, MOST_STEPS)] = 10
     """Steps in a row without a finite loss and gradient after which the run ends."""
 
     # A second set of weights, averaged over steps
     weight_averaging: str | None = None
     """exponential, or stage: the plain mean; null: none."""
-    averaging_decay: float = 0.999
+    averaging_decay: Annotated[float, Range(0, 1, below=True)] = 0.999
     """Weight of the old average in the exponential one."""
-    averaging_start_step: int = 0
+    averaging_start_step: Annotated[int, Range(0, MOST_STEPS)] = 0
     """Step from which weights are averaged."""
-    averaging_interval: int = 1
+    averaging_interval: Annotated[int, Range(1, MOST_STEPS)] = 1
     """Steps between two that are averaged."""
 
     # What is written
-    logging_steps: int = 10
+    logging_steps: Annotated[int, Range(1, MOST_STEPS)] = 10
     """Steps between two lines of metrics."""
-    eval_steps: int = 100
+    eval_steps: Annotated[int, Range(0, MOST_STEPS)] = 100
     """Steps between two evaluations; 0: one at the end."""
-    max_eval_rows: int | None = None
+    max_eval_rows: Annotated[int | None, Range(1, 10**12)] = None
     """Validation rows that an evaluation reads at most; null: all."""
-    save_steps: int = 500
+    save_steps: Annotated[int, Range(0, MOST_STEPS)] = 500
     """Steps between two checkpoints; 0: one at the end."""
-    save_total_limit: int | None = 3
+    save_total_limit: Annotated[int | None, Range(1, MOST_STEPS)] = 3
     """Newest checkpoints that are kept, besides that of the lowest validation loss; null: all."""
-    keep_every: int | None = None
+    keep_every: Annotated[int | None, Range(1, MOST_STEPS)] = None
     """Checkpoints at multiples of so many steps are kept, too."""
     on_bad_checkpoint: str = "error"
     """error, or previous: resume from the newest checkpoint that is whole."""
     max_time: str | None = None
     """HH:MM:SS after which the run writes a checkpoint and ends, to be resumed by the same command."""
-    dataloader_num_workers: int = 1
+    dataloader_num_workers: Annotated[int, Range(0, 256)] = 1
     """Processes that make batches; 0: the training process does it."""
 
     # The Hub: each checkpoint becomes a commit on main and a tag step-N, the finished model the tag final.
@@ -206,7 +212,7 @@ class PretrainConfig:
     """Use a repository that holds other files and tags, replacing those of the same names."""
     hub_wait: str = "00:30:00"
     """HH:MM:SS for which the end of the run waits for uploads."""
-    hub_max_waiting: int | None = 10
+    hub_max_waiting: Annotated[int | None, Range(1, MOST_STEPS)] = 10
     """Checkpoints deleted here that wait for the Hub at most; null: all."""
     language: str | list | None = None
     """ISO 639 codes of the text, for the model card."""
@@ -232,7 +238,7 @@ class PretrainConfig:
         for entry in entries:
             entry = {"path": entry} if isinstance(entry, str) else entry
             if not isinstance(entry, dict) or "path" not in entry:
-                raise ConfigurationError(f"data: {entry!r} is neither a path nor a mapping with the key 'path'.")
+                raise ConfigurationError(f"data: {shown(entry)} is neither a path nor a mapping with the key 'path'.")
             for key in entry:
                 if key not in fields:
                     raise ConfigurationError(f"data: unknown key {key!r} of {entry['path']}.{suggest(key, fields)}")
@@ -252,9 +258,12 @@ class PretrainConfig:
             ConfigurationError: where the tokenizer or the rows do not fit into the model.
         """
         fields = self._model_fields()
-        if vocab_size is not None:
-            fields = {"vocab_size": vocab_size, **fields, **(special_ids or {})}
-        config = self._luna_config(fields) if self.model_type == "luna" else self._peer_config(fields)
+        of_tokenizer = {} if vocab_size is None else {"vocab_size": fields.get("vocab_size", vocab_size)}
+        of_tokenizer |= special_ids or {}
+        if self.model_type == "luna":
+            config: PreTrainedConfig = self._luna_config(fields | of_tokenizer)
+        else:
+            config = self._peer_config(fields, of_tokenizer)
         if vocab_size is not None and config.vocab_size < vocab_size:
             raise ConfigurationError(
                 f"model.vocab_size is {config.vocab_size}, but the tokenizer has {vocab_size} tokens: raise it to at "
@@ -276,6 +285,11 @@ class PretrainConfig:
             config = LunaConfig(**fields)
         except StrictDataclassError as error:
             raise ConfigurationError(f"model: {error.__cause__ or error}") from error
+        if config.conv_kernel_size > 2 * self.max_length:
+            raise ConfigurationError(
+                f"model.conv_kernel_size is {config.conv_kernel_size:,}: it must not exceed twice max_length "
+                f"({self.max_length:,}), as no token has more neighbours."
+            )
         if config.position_embedding_type == "learned" and config.max_position_embeddings < self.max_length:
             raise ConfigurationError(
                 f"max_length is {self.max_length}, but model.max_position_embeddings is "
@@ -283,13 +297,13 @@ class PretrainConfig:
             )
         return config
 
-    def _peer_config(self, fields: dict) -> "PreTrainedConfig":
+    def _peer_config(self, fields: dict, of_tokenizer: dict) -> "PreTrainedConfig":
         from pretrain.peers import peer_config
 
         self._require(
             "packing", self.packing != "best_fit", f"cannot be had: {self.model_type} does not keep documents apart"
         )
-        return peer_config(self.model_type, fields)
+        return peer_config(self.model_type, fields, of_tokenizer)
 
     def _model_fields(self) -> dict[str, Any]:
         """The fields of the model's configuration that the run gives."""
@@ -301,7 +315,11 @@ class PretrainConfig:
                     f"{self.model_config} is of a {fields['model_type']} model, but model_type is {self.model_type}."
                 )
             fields = {key: value for key, value in fields.items() if key not in IGNORED_MODEL_KEYS}
-        return {**fields, **self.model}
+        fields |= self.model
+        for key, value in fields.items():
+            check_plain(f"model.{key}", value)
+            _check_size(key, value)
+        return fields
 
     def validate(self):
         """Raise a `ConfigurationError` that names the key where a value makes no sense."""
@@ -309,36 +327,14 @@ class PretrainConfig:
         from pretrain.data.packing import PACKINGS
         from pretrain.data.tokenizer import SMALLEST_VOCABULARY
 
-        for key in (
-            "vocab_size", "tokenizer_train_megabytes", "batch_size", "logging_steps", "averaging_interval",
-            "max_skipped_in_a_row",
-        ):  # fmt: skip
-            self._require(key, getattr(self, key) >= 1, "must be at least 1")
-        for key in (
-            "eval_steps", "save_steps", "dataloader_num_workers", "weight_decay", "min_learning_rate",
-            "batch_size_ramp_steps", "max_length_ramp_steps", "averaging_start_step",
-        ):  # fmt: skip
-            self._require(key, getattr(self, key) >= 0, "must not be negative")
-        for key in (
-            "num_proc", "max_eval_rows", "save_total_limit", "keep_every", "batch_size_start",
-            "per_device_train_batch_size", "hub_max_waiting", "mask_probability_steps",
-        ):  # fmt: skip
-            self._require(key, getattr(self, key) is None or getattr(self, key) >= 1, "must be at least 1, or null")
-        for key in ("learning_rate", "max_grad_norm", "adam_epsilon"):
-            self._require(key, 0 < getattr(self, key) < math.inf, "must be above 0")
-        for key in ("mask_probability", "mask_probability_end", "validation_share"):
-            value = getattr(self, key)
-            self._require(key, value is None or 0 < value < 1, "must lie between 0 and 1")
-        for key in ("adam_beta1", "adam_beta2", "averaging_decay"):
-            self._require(key, 0 <= getattr(self, key) < 1, "must be at least 0 and below 1")
+        if found := out_of_range(self):
+            self._require(found[0], False, found[1])
         if self.tokenizer is None:
             self._require(
                 "vocab_size",
                 self.vocab_size >= SMALLEST_VOCABULARY,
                 f"must be at least {SMALLEST_VOCABULARY}, the bytes and the special tokens",
             )
-        self._require("max_length", self.max_length >= 8, "must be at least 8")
-        self._require("seed", 0 <= self.seed < 2**63, "must be at least 0 and below 2**63")
         self._require("packing", self.packing in PACKINGS, f"must be one of {PACKINGS}")
         self._require("on_bad_record", self.on_bad_record in ON_BAD_RECORD, f"must be one of {ON_BAD_RECORD}")
         for key, choices in CHOICES.items():
@@ -349,13 +345,18 @@ class PretrainConfig:
             self.gradient_checkpointing != "selective" or self.model_type == "luna",
             "is for luna alone, since others may change in place what is kept: give true",
         )
-        self._require("mean_span_length", 1 <= self.mean_span_length <= 5, "must lie between 1 and 5")
         self._require(
             "min_learning_rate",
             self.min_learning_rate <= self.learning_rate,
             f"must not exceed learning_rate ({self.learning_rate})",
         )
         self._validate_length()
+        places = self.batch_size * self.max_length
+        self._require(
+            "batch_size",
+            places <= LARGEST_STEP,
+            f"makes steps of {places:,} tokens with max_length {self.max_length:,}; {LARGEST_STEP:,} are the most",
+        )
         self._require(
             "batch_size_start",
             self.batch_size_start is None or self.batch_size_start <= self.batch_size,
@@ -365,6 +366,8 @@ class PretrainConfig:
         for tracker in [self.report_to] if isinstance(self.report_to, str) else self.report_to:
             self._require("report_to", tracker in TRACKERS, f"must be one or several of {', '.join(TRACKERS)}")
         self._require("project", bool(self.project), "must not be empty")
+        languages = self.language if isinstance(self.language, list) else []
+        self._require("language", all(isinstance(code, str) for code in languages), "must be a code or a list of them")
         self.max_time_seconds()
         self.hub_wait_seconds()
         if self.push_to_hub is not None:
@@ -387,7 +390,6 @@ class PretrainConfig:
         for unit, keys in LENGTH_KEYS.items():
             for key in keys:
                 value = getattr(self, key)
-                self._require(key, value is None or 0 <= value < math.inf, "must not be negative")
                 self._require(
                     key, value is None or unit == units[0], f"must be null, as the run's length is in {units[0]}"
                 )
@@ -397,7 +399,6 @@ class PretrainConfig:
             f"exceeds max_steps ({self.max_steps})",
         )
         end, warmup, decay = LENGTH_KEYS[units[0]]
-        self._require(end, getattr(self, end) > 0, "must be above 0")
         for key in (warmup, decay):
             value = getattr(self, key)
             self._require(key, value is None or value <= getattr(self, end), f"exceeds {end} ({getattr(self, end)})")
@@ -422,11 +423,11 @@ class PretrainConfig:
         if start is None:
             self._require("max_length_ramp_steps", steps == 0, "must be 0 without max_length_start")
             return
-        doublings = (self.max_length // start).bit_length() - 1 if start > 0 else 0
+        doublings = (self.max_length // start).bit_length() - 1
         self._require(
             "max_length_start",
-            start >= 4 and start << doublings == self.max_length,
-            f"must be at least 4, and max_length ({self.max_length}) halved several times",
+            start << doublings == self.max_length,
+            f"must be max_length ({self.max_length}) halved several times",
         )
         self._require(
             "max_length_ramp_steps", steps >= doublings, f"must be at least {doublings}, a step for each length"
@@ -458,7 +459,7 @@ class PretrainConfig:
 
     def _require(self, key: str, fulfilled: bool, message: str):
         if not fulfilled:
-            raise ConfigurationError(f"{key} is {getattr(self, key)!r}: it {message}.")
+            raise ConfigurationError(f"{key} is {shown(getattr(self, key))}: it {message}.")
 
 
 def load_config(arguments: list[str], about: str = "") -> PretrainConfig:
@@ -476,10 +477,26 @@ def load_config(arguments: list[str], about: str = "") -> PretrainConfig:
     return config
 
 
+def _check_size(key: object, value: Any):
+    """
+    Raises:
+        ConfigurationError: for a number that no field of a model can have.
+    """
+    for item in value if isinstance(value, list) else [value]:
+        most = MOST_LAYERS if "layer" in str(key) else LARGEST_SIZE
+        if isinstance(item, int) and abs(item) > most:
+            raise ConfigurationError(f"model.{key} is {item:,}: it must be at most {most:,}.")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ConfigurationError(f"model.{key} is {item}: it must be a finite number.")
+
+
 def _seconds(key: str, time: str) -> float:
     """The seconds of HH:MM:SS."""
-    match = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)", time)
+    match = re.fullmatch(r"(\d{1,6}):([0-5]\d):([0-5]\d)", time)
     if match is None:
-        raise ConfigurationError(f"{key} is {time!r}: it must have the form HH:MM:SS, such as 11:30:00.")
+        raise ConfigurationError(
+            f"{key} is {shown(time)}: it must have the form HH:MM:SS, such as 11:30:00, with six digits of hours at "
+            "most."
+        )
     hours, minutes, seconds = map(int, match.groups())
     return 3600.0 * hours + 60 * minutes + seconds

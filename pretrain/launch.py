@@ -5,13 +5,21 @@ import os
 
 import torch
 import transformers
-from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs, PartialState
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    PartialState,
+)
+from accelerate.utils import KwargsHandler
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from common.allocator import keep_freed_memory
 from common.yaml_config import ConfigurationError
 from pretrain.batches import BatchPlan, BatchSizes
 from pretrain.configuration import PretrainConfig
+from pretrain.peers import WITH_UNUSED_PARTS
 
 
 def start_accelerator(config: PretrainConfig) -> Accelerator:
@@ -22,9 +30,11 @@ def start_accelerator(config: PretrainConfig) -> Accelerator:
     """
     transformers.logging.disable_progress_bar()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    handlers = []
+    handlers: list[KwargsHandler] = []
     if not torch.cuda.is_available():
-        handlers = _prepare_for_cpu(world_size)
+        handlers += _prepare_for_cpu(world_size)
+    if config.model_type in WITH_UNUSED_PARTS:
+        handlers.append(DistributedDataParallelKwargs(find_unused_parameters=True))
     accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=handlers)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         unset_hf_deepspeed_config()  # else Transformers shards a model while it is built

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from common.errors import report_user_errors
 from pretrain.checkpoints import Checkpoints
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import train_tokenizer
@@ -64,4 +65,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors(kept="Nothing was kept."):
+        main()

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import report_user_errors
 from pretrain.data.packing import PACKINGS
 from pretrain.data.shards import SHARD_BYTES
 
@@ -177,4 +178,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors(kept="Nothing was kept."):
+        main()

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+from common.errors import report_user_errors
 from pretrain.checkpoints import PROGRESS_FILE, TRAINING_STATE, read_state, write_state
 from pretrain.metrics import METRICS_FILE
 
@@ -93,4 +94,5 @@ def last_step(metrics: Path) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors(kept="Nothing was kept."):
+        main()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from common.errors import report_user_errors
 from pretrain import run_mlm, training
 from pretrain.configuration import load_config
 
@@ -80,4 +81,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with report_user_errors(kept="Nothing was kept."):
+        main()

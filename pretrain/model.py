@@ -9,7 +9,7 @@ from common.yaml_config import ConfigurationError
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import row_ends
-from pretrain.peers import build_peer, check_length
+from pretrain.peers import build_peer
 from pretrain.saved_model import load_saved_model
 
 
@@ -22,8 +22,7 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
     Raises:
         ConfigurationError: where the configuration, the tokenizer and a saved model do not go together.
     """
-    first, last = row_ends(tokenizer)
-    special_ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": first, "eos_token_id": last}
+    special_ids = special_ids_of(tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         if config.init_from is None:
@@ -41,16 +40,29 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
         )
     if weights is not None:
         model.load_state_dict(weights, strict=False)  # a new convolution keeps what it was made with
-    if not isinstance(model, LunaForMaskedLM):
-        check_length(model, config.max_length)
+    prepare_for_training(model, config)
+    if config.torch_compile:
+        compile_parts(model)
+    return model
+
+
+def prepare_for_training(model: PreTrainedModel, config: PretrainConfig):
+    """Switch gradient checkpointing on where it is asked for.
+
+    Raises:
+        ConfigurationError: where the architecture has none.
+    """
     if config.gradient_checkpointing:
         try:
             enable_checkpointing(model, selective=config.gradient_checkpointing == "selective")
         except ValueError as error:
             raise ConfigurationError(f"gradient_checkpointing: {error}") from error
-    if config.torch_compile:
-        compile_parts(model)
-    return model
+
+
+def special_ids_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The ids of a tokenizer that a model's configuration holds."""
+    first, last = row_ends(tokenizer)
+    return {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": first, "eos_token_id": last}
 
 
 def new_model(config: PreTrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:

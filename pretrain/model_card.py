@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import modeling_luna
 from common.citation import LUNA
 from common.durations import duration
+from common.encoders import describe_shape
 from common.errors import printable
 from common.hardware import describe_hardware
 from pretrain.batches import BatchSizes
@@ -212,10 +213,7 @@ def _training(model: PreTrainedModel, origin: Origin, progress: Progress) -> str
         "hardware": origin.hardware,
         "launch": f"{origin.launch}, {origin.precision}",
     }
-    shape = {
-        "layers, hidden size, heads": f"{options.num_hidden_layers}, {options.hidden_size}, "
-        f"{options.num_attention_heads}",
-    }
+    shape = {"shape": describe_shape(options)}
     if origin.config.model_type == "luna":
         shape |= {
             "projection length": options.projection_length,

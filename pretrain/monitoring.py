@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from common.durations import duration
+from common.encoders import describe_shape
 from common.flops import training_flops
 from common.hardware import GIB, describe_hardware, peak_flops, peak_memory
 from common.signs_of_life import with_progress
@@ -63,8 +64,8 @@ def print_plan(
         name = "Luna"
         own = f"projection length {options.projection_length}, convolution {options.conv_kernel_size or 'none'}, "
     lines = {
-        "Model": f"{name}{start}, {model.num_parameters():,} parameters: {options.num_hidden_layers} layers, hidden "
-        f"size {options.hidden_size}, {options.num_attention_heads} heads, {own}vocabulary {options.vocab_size:,}",
+        "Model": f"{name}{start}, {model.num_parameters():,} parameters: {describe_shape(options)}, {own}vocabulary "
+        f"{options.vocab_size:,}",
         "Data": f"{sources}: {train['tokens']:,} tokens in {train['documents']:,} documents to learn from, "
         f"{validation['tokens']:,} in {validation['documents']:,} held out",
         "Steps": f"{steps} {rising}{config.batch_size:,} rows of {lengthening}{config.max_length:,} tokens: "

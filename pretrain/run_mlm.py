@@ -87,6 +87,7 @@ def pretrain(
     from pretrain.checkpoints import Checkpoints
     from pretrain.data.packed_data import PackedRows
     from pretrain.data.tokenizer import load_tokenizer
+    from pretrain.feasibility import check_model
     from pretrain.masking import Masking
     from pretrain.model import build_model
     from pretrain.monitoring import Monitor, measure_row, print_plan
@@ -106,6 +107,7 @@ def pretrain(
     if config.init_from is not None:
         read_saved_config(config)  # what is wrong with it is said before the data are prepared
         config = dataclasses.replace(config, tokenizer=config.tokenizer or str(saved_folder(config.init_from)))
+    check_model(config, accelerator, plan)
     prepared = prepare(config, quiet=not main_process)
     stop = StopRequest(deadline)
     manifest = read_manifest(prepared)

@@ -23,12 +23,14 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx, validate_repo_id
 
+from common.yaml_config import shown
 from pretrain.data.text_source import BadRecord, Row, Source, SourceError, missing_column, text_row
 
 
@@ -61,6 +63,12 @@ def find_on_hub(source: Source) -> HubDataset:
         SourceError: There is no such dataset or revision, or the Hub cannot be reached.
     """
     name = f"dataset {source.path!r}"
+    try:
+        validate_repo_id(source.path)
+    except HFValidationError as error:
+        raise SourceError(
+            f"{shown(source.path)} is neither a file or folder (from {os.getcwd()}) nor a name of the Hub's datasets"
+        ) from error
     try:
         found = HfApi().dataset_info(source.path, revision=source.revision, timeout=HUB_TIMEOUT_SECONDS)
     except GatedRepoError as error:

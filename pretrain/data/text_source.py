@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from common.errors import UserError
+from common.yaml_config import shown
 
 
 DOCUMENT_MODES = ("auto", "line", "blank_line", "file")
@@ -83,16 +84,16 @@ class Source:
         for key in ("path", "text_column", "config", "split", "revision"):
             value = getattr(self, key)
             if not (isinstance(value, str) or (value is None and key in ("config", "revision"))):
-                raise SourceError(f"{self.path}: {key} is {value!r}, but must be text: put it in quotes")
+                raise SourceError(f"{self.path}: {key} is {shown(value)}, but must be text: put it in quotes")
         for key, choices in (("documents", DOCUMENT_MODES), ("on_bad_record", ON_BAD_RECORD)):
             value = getattr(self, key)
             if value not in choices:
-                raise SourceError(f"{self.path}: {key} is {value!r}, but must be one of {quoted(choices)}")
+                raise SourceError(f"{self.path}: {key} is {shown(value)}, but must be one of {quoted(choices)}")
         if not isinstance(self.streaming, bool):
-            raise SourceError(f"{self.path}: streaming is {self.streaming!r}, but must be true or false")
+            raise SourceError(f"{self.path}: streaming is {shown(self.streaming)}, but must be true or false")
         is_number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
         if self.weight is not None and not (is_number and 0 < self.weight < math.inf):
-            raise SourceError(f"{self.path}: weight is {self.weight!r}, but must be a number above 0, or null")
+            raise SourceError(f"{self.path}: weight is {shown(self.weight)}, but must be a number above 0, or null")
 
 
 def text_row(value: object, place: str, file: str, column: str) -> Row | BadRecord:

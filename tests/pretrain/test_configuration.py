@@ -1,16 +1,19 @@
 """The configuration of a run: files and overrides, and a message for all that can be wrong in them."""
 
+import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.errors import UserError
+from common.ranges import Range
 from common.yaml_config import ConfigurationError, suggest
 from modeling_luna import LunaConfig
 from pretrain.configuration import PretrainConfig, load_config
@@ -23,6 +26,10 @@ SHORTEST = "output_dir: runs/test\nmax_steps: 100"
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "run.yaml"
+
+
+# A list of ten lists of ten lists ..., of a billion texts in all.
+LAUGHS = f"[&l0 [{10 * 'x, '}]" + "".join(f", &l{n} [{10 * f'*l{n - 1}, '}]" for n in range(1, 9)) + "]"
 
 
 def load(file: Path, content: str = SHORTEST, arguments: str = "") -> PretrainConfig:
@@ -183,26 +190,26 @@ def test_the_usage_where_no_file_is_named(arguments: list[str], monkeypatch: pyt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--max_steps 0", "max_steps is 0: it must be above 0."),
+        ("--max_steps 0", "max_steps is 0: it must be at least 1, or null."),
         ("--batch_size 0", "batch_size is 0: it must be at least 1."),
         ("--per_device_train_batch_size 0", "per_device_train_batch_size is 0: it must be at least 1, or null."),
         ("--logging_steps 0", "logging_steps is 0: it must be at least 1."),
-        ("--eval_steps -1", "eval_steps is -1: it must not be negative."),
-        ("--save_steps -1", "save_steps is -1: it must not be negative."),
-        ("--weight_decay -0.1", "weight_decay is -0.1: it must not be negative."),
-        ("--dataloader_num_workers -1", "dataloader_num_workers is -1: it must not be negative."),
+        ("--eval_steps -1", "eval_steps is -1: it must be at least 0."),
+        ("--save_steps -1", "save_steps is -1: it must be at least 0."),
+        ("--weight_decay -0.1", "weight_decay is -0.1: it must be at least 0."),
+        ("--dataloader_num_workers -1", "dataloader_num_workers is -1: it must be at least 0."),
         ("--num_proc 0", "num_proc is 0: it must be at least 1, or null."),
         ("--max_eval_rows 0", "max_eval_rows is 0: it must be at least 1, or null."),
         ("--save_total_limit 0", "save_total_limit is 0: it must be at least 1, or null."),
         ("--learning_rate 0", "learning_rate is 0.0: it must be above 0."),
         ("--max_grad_norm 0", "max_grad_norm is 0.0: it must be above 0."),
         ("--adam_epsilon 0", "adam_epsilon is 0.0: it must be above 0."),
-        ("--adam_beta2 1", "adam_beta2 is 1.0: it must be at least 0 and below 1."),
-        ("--mask_probability 1", "mask_probability is 1.0: it must lie between 0 and 1."),
-        ("--validation_share 0", "validation_share is 0.0: it must lie between 0 and 1."),
+        ("--adam_beta2 1", "adam_beta2 is 1.0: it must be below 1."),
+        ("--mask_probability 1", "mask_probability is 1.0: it must be below 1."),
+        ("--validation_share 0", "validation_share is 0.0: it must be above 0."),
         ("--max_length 7", "max_length is 7: it must be at least 8."),
         ("--vocab_size 260", "vocab_size is 260: it must be at least 261, the bytes and the special tokens."),
-        ("--seed -1", "seed is -1: it must be at least 0 and below 2**63."),
+        ("--seed -1", "seed is -1: it must be at least 0."),
         ("--max_steps 50 --warmup_steps 51", "warmup_steps is 51: it exceeds max_steps (50)."),
         (
             "--packing tight",
@@ -210,21 +217,21 @@ def test_the_usage_where_no_file_is_named(arguments: list[str], monkeypatch: pyt
         ),
         ("--on_bad_record ignore", "on_bad_record is 'ignore': it must be one of ('error', 'skip')."),
         ("--tokenizer_train_megabytes 0", "tokenizer_train_megabytes is 0: it must be at least 1."),
-        ("--warmup_steps -1", "warmup_steps is -1: it must not be negative."),
+        ("--warmup_steps -1", "warmup_steps is -1: it must be at least 0, or null."),
         ("--warmup_tokens 5", "warmup_tokens is 5: it must be null, as the run's length is in steps."),
         ("--max_steps null", "The run needs one of max_steps, max_tokens and max_train_hours; given: none."),
         (
             "--max_tokens 5",
             "The run needs one of max_steps, max_tokens and max_train_hours; given: max_steps, max_tok",
         ),
-        ("--max_steps null --max_train_hours 0", "max_train_hours is 0.0: it must be above 0."),
+        ("--max_steps null --max_train_hours 0", "max_train_hours is 0.0: it must be above 0, or null."),
         ("--decay_steps 5", "decay_steps is 5: it must be null, as only the trapezoidal schedule has a decay"),
         ("--lr_scheduler_type constant", "lr_scheduler_type is 'constant': it must be one of 'linear', 'cosine', "),
         ("--min_learning_rate 1", "min_learning_rate is 1.0: it must not exceed learning_rate (0.0006)."),
         ("--max_length_ramp_steps 9", "max_length_ramp_steps is 9: it must be 0 without max_length_start."),
         (
             "--max_length 96 --max_length_start 16",
-            "max_length_start is 16: it must be at least 4, and max_length (96) halved several times.",
+            "max_length_start is 16: it must be max_length (96) halved several times.",
         ),
         (
             "--max_length 64 --max_length_start 8 --max_length_ramp_steps 2",
@@ -240,8 +247,8 @@ def test_the_usage_where_no_file_is_named(arguments: list[str], monkeypatch: pyt
             "gradient_checkpointing is 'yes': it must be one of false, true, 'selective'.",
         ),
         ("--masking words", "masking is 'words': it must be one of 'token', 'whole_word', 'span'."),
-        ("--mean_span_length 6", "mean_span_length is 6.0: it must lie between 1 and 5."),
-        ("--mask_probability_end 0", "mask_probability_end is 0.0: it must lie between 0 and 1."),
+        ("--mean_span_length 6", "mean_span_length is 6.0: it must be at most 5."),
+        ("--mask_probability_end 0", "mask_probability_end is 0.0: it must be above 0, or null."),
         ("--mask_probability_steps 9", "mask_probability_steps is 9: it must be null without mask_probability_end."),
         (
             "--max_steps null --max_train_hours 1 --mask_probability_end 0.1",
@@ -249,7 +256,7 @@ def test_the_usage_where_no_file_is_named(arguments: list[str], monkeypatch: pyt
         ),
         ("--weight_averaging ema", "weight_averaging is 'ema': it must be one of null, 'exponential', 'stage'."),
         ("--averaging_start_step 101", "averaging_start_step is 101: it exceeds max_steps (100)."),
-        ("--averaging_decay 1", "averaging_decay is 1.0: it must be at least 0 and below 1."),
+        ("--averaging_decay 1", "averaging_decay is 1.0: it must be below 1."),
         ("--init_from a --model_config b", "model_config is 'b': it must be null where init_from gives the model."),
         ("--mixed_precision fp8", "mixed_precision is 'fp8': it must be one of null, 'no', 'bf16'."),
         ("--documents page", "python-docs: documents is 'page', but must be one of 'auto', 'line', "),
@@ -262,6 +269,78 @@ def test_the_usage_where_no_file_is_named(arguments: list[str], monkeypatch: pyt
 )
 def test_values_that_make_no_sense(file: Path, arguments: str, message: str) -> None:
     assert error_of(file, arguments=arguments).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--max_steps null --max_tokens 1e25", "max_tokens is 1e+25: it must be a whole number or null."),
+        (f"--max_steps null --max_tokens 1{25 * '0'}", "max_tokens holds a number of more than 64 bits."),
+        (f"--max_steps null --max_tokens 1{16 * '0'}", "max_tokens is 10000000000000000: it must be at most 1e+15"),
+        ("--batch_size 1000000000000", "batch_size is 1000000000000: it must be at most 16,777,216."),
+        ("--batch_size 1000000", "batch_size is 1000000: it makes steps of 512,000,000 tokens with max_length 512; "),
+        ("--batch_size_ramp_steps 1000000000000", "batch_size_ramp_steps is 1000000000000: it must be at most 1,000"),
+        ("--vocab_size 1000000000000", "vocab_size is 1000000000000: it must be at most 16,777,216."),
+        ("--model.hidden_size 1000000000000", "model.hidden_size is 1,000,000,000,000: it must be at most 16,777,2"),
+        ("--model.num_hidden_layers 1000000000", "model.num_hidden_layers is 1,000,000,000: it must be at most 10,0"),
+        ("--model.layer_norm_eps 1e999", "model.layer_norm_eps is inf: it must be a finite number."),
+        ("--model.conv_kernel_size 1000001", "model.conv_kernel_size is 1,000,001: it must not exceed twice max_len"),
+        ("--learning_rate 1e999", "learning_rate is inf: it must be at most 1,000."),
+        ("--num_proc 1000000", "num_proc is 1000000: it must be at most 1,024, or null."),
+        ("--seed 9223372036854775808", "seed is 9223372036854775808: it must be below 9.22337e+18."),
+        (f"--max_time {100 * '9'}:00:00", "max_time is '999999"),
+        ("--hub_wait 1000000:00:00", "hub_wait is '1000000:00:00': it must have the form HH:MM:SS, such as 11:30:00,"),
+        (f"--num_proc {5000 * '9'}", "--num_proc: '9999"),
+        (f"--project {300 * 'a'} b", "project is ['aaaaaa"),
+    ],
+)
+def test_values_beyond_all_bounds(file: Path, arguments: str, message: str) -> None:
+    found = error_of(file, arguments=arguments)
+    assert found.startswith(message)
+    assert len(found) < 400
+
+
+@pytest.mark.parametrize("name", dataclasses.fields(PretrainConfig), ids=lambda field: field.name)
+def test_every_number_has_a_range(name: dataclasses.Field) -> None:
+    hint = typing.get_type_hints(PretrainConfig, include_extras=True)[name.name]
+    base, *ranges = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+    numeric = {int, float} & {base, *typing.get_args(base)}
+    assert bool(numeric) == any(isinstance(limits, Range) for limits in ranges)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed: !!int abc", "FILE, line 3: not YAML: 'abc' is no int."),
+        ("seed: !!float abc", "FILE, line 3: not YAML: 'abc' is no float."),
+        ("torch_compile: !!bool maybe", "FILE, line 3: not YAML: 'maybe' is no bool."),
+        ("project: !!timestamp abc", "FILE, line 3: not YAML: 'abc' is no timestamp."),
+        ("learning_rate: !!float .nan", "learning_rate is nan: it must be above 0."),
+        ("weight_decay: !!float .nan", "weight_decay is nan: it must be at least 0."),
+        (f"seed: 1{5000 * '0'}", "FILE, line 3: not YAML: '10000"),
+        (f"seed: !!int 0x{5000 * 'f'}", "seed holds a number of more than 64 bits."),
+        ("seed: !!set {1}", "seed is {1}: it must be a whole number."),
+        (f"data: {3000 * '['}", "FILE is nested too deeply."),
+        ('data: "a\\0.txt"', "data holds 'a\\x00.txt': no file or name can have such a character."),
+        ('data: [a.txt, {path: "a\\0"}]', "data holds 'a\\x00': no file or name can have such a character."),
+        ('output_dir: "a\\ud800"', "output_dir holds 'a\\ud800': no file or name can have such a character."),
+        ('model: {hidden_act: "\\0"}', "model holds '\\x00': no file or name can have such a character."),
+        ("data: &a [*a]", "data holds more than 100,000 values."),
+        (f"data: {LAUGHS}", "data holds more than 100,000 values."),
+    ],
+)
+def test_values_that_no_key_can_use(file: Path, content: str, message: str) -> None:
+    head = "max_steps: 100\n" if content.startswith("output_dir") else ""
+    found = error_of(file, (head + "project: a\n" if head else SHORTEST + "\n") + content)
+    assert found.startswith(message)
+    assert len(found) < 400
+
+
+def test_json_that_is_nested_too_deeply(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text(100_000 * "[")
+    assert error_of(file, arguments=f"--model_config {tmp_path}/model.json").endswith(
+        "model.json is nested too deeply."
+    )
 
 
 @pytest.mark.parametrize(
