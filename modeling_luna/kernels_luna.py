@@ -80,9 +80,18 @@ def is_plain_tensor(tensor: torch.Tensor) -> bool:
     return type(tensor) in (torch.Tensor, nn.Parameter)
 
 
+def is_recorded() -> bool:
+    """Whether a graph is recorded for other data: by torch.compile, torch.export or torch.jit.trace."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` is at work (vmap, grad, jvp or what is made of them) and not recorded."""
+    return not is_recorded() and torch._C._are_functorch_transforms_active()
+
+
 def runs_eagerly() -> bool:
-    """Whether operations run one by one: no compiler, export or trace records them, and no transform maps them."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
+    return not (is_recorded() or is_transformed())
 
 
 def onednn_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -28,7 +28,17 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from .code_luna import class_reference, registered_class
 from .configuration_luna import LunaConfig
-from .kernels_luna import apply_convolution, apply_dropout, apply_linear, fast_dropout, is_plain, linear_by_document
+from .kernels_luna import (
+    apply_convolution,
+    apply_dropout,
+    apply_linear,
+    fast_dropout,
+    is_plain,
+    is_recorded,
+    is_transformed,
+    linear_by_document,
+    runs_eagerly,
+)
 from .releases_luna import (
     ALL_ATTENTION_FUNCTIONS,
     OutputRecorder,
@@ -77,7 +87,7 @@ class LunaMaskedLMOutput(ModelOutput):
             Mean cross entropy over the labelled positions, in nats.
         logits (`torch.FloatTensor` of shape `(batch, n, vocab_size)`):
             Scores before the softmax; of shape `(labelled positions, vocab_size)` with labels and
-            `sparse_prediction`.
+            `sparse_prediction`, but under `torch.func.vmap`, which cannot know their number.
         hidden_states, attentions, packed_last_hidden_state, packed_hidden_states, pack_attentions:
             As in [`LunaModelOutput`].
     """
@@ -225,11 +235,6 @@ class RaggedRows(NamedTuple):
         return states.unflatten(0, self.shape)
 
 
-def is_recorded() -> bool:
-    """Whether a graph is recorded for other data: by torch.compile, torch.export or torch.jit.trace."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
 def smaller_size(limit: int, size: int | torch.SymInt | torch.Tensor) -> int | torch.SymInt | torch.Tensor:
     """The minimum, as an expression where a graph is recorded; the sizes of torch.jit.trace are tensors."""
     return size.clamp(max=limit) if torch.jit.is_tracing() else torch.sym_min(limit, size)
@@ -240,11 +245,27 @@ def take(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return states.index_select(0, places.flatten()).unflatten(0, places.shape)
 
 
+def without_transforms(values: torch.Tensor) -> torch.Tensor:
+    """The values of a tensor for all samples of `torch.func.vmap`, with a dimension more for each vmap."""
+    while is_transformed() and torch._C._functorch.is_functorch_wrapped_tensor(values):
+        values = torch._C._functorch.get_unwrapped(values)
+    return values
+
+
+def is_vmapped(values: torch.Tensor | None) -> bool:
+    return values is not None and values.ndim != without_transforms(values).ndim
+
+
+def can_be_read(values: torch.Tensor) -> bool:
+    """Whether a program may look at the values: on a GPU it would have to wait for them."""
+    return values.device.type == "cpu" and not is_recorded() and not is_vmapped(values)
+
+
 def true_places(mask: torch.Tensor, count: int | None = None) -> torch.Tensor:
     """Where a flattened mask is true; `count` says how often that is, so that a GPU need not be waited for."""
     if count is None:
         return mask.flatten().nonzero().squeeze(1)
-    if mask.device.type == "cpu" and not is_recorded() and count != mask.sum():
+    if can_be_read(mask) and count != mask.sum():
         raise ValueError(f"num_tokens or num_predicted is {count}, but the batch has {int(mask.sum())}.")
     return torch.nonzero_static(mask.flatten(), size=count).squeeze(1)
 
@@ -284,16 +305,13 @@ def locate_documents(
         return None
     if cu_seq_lens is not None and torch.jit.is_tracing():
         raise ValueError(SEVERAL_DOCUMENTS)
-    index = None if attention_mask is None else true_places(attention_mask, num_tokens)
     if cu_seq_lens is None:
         position_ids = position_ids.expand(shape)
-        if is_recorded():
-            # How many documents there are would have to be known.
-            rises = position_ids.diff() > 0
-            if attention_mask is not None:
-                rises = rises | ~attention_mask[:, 1:] | ~attention_mask[:, :-1]
-            torch._assert_async(rises.all(), SEVERAL_DOCUMENTS)
+        if is_recorded() or is_vmapped(position_ids) or is_vmapped(attention_mask):
+            require_one_document(position_ids, attention_mask)
             return None
+    index = None if attention_mask is None else true_places(attention_mask, num_tokens)
+    if cu_seq_lens is None:
         places = torch.arange(position_ids.numel(), device=position_ids.device) if index is None else index
         positions, rows = position_ids.flatten()[places], places // shape[1]
         new_row, restart = rows.diff() > 0, positions.diff() <= 0
@@ -308,15 +326,26 @@ def locate_documents(
             cu_seq_lens = nn.functional.pad(attention_mask.flatten().cumsum(dim=0), (1, 0))[cu_seq_lens]
     if max_length is None:
         max_length = int(cu_seq_lens.diff().max())
-    elif cu_seq_lens.device.type == "cpu" and not is_recorded():
+    elif can_be_read(cu_seq_lens):
         longest = int(cu_seq_lens.diff().max())
         if longest > max_length:
             raise ValueError(f"max_length_q is {max_length}, but the longest document has {longest} tokens.")
     return RaggedRows.build(shape, index, cu_seq_lens, max_length)
 
 
+def require_one_document(position_ids: torch.Tensor, attention_mask: torch.Tensor | None):
+    """Fail for rows of several documents where their number, on which shapes depend, cannot be known."""
+    rises = position_ids.diff() > 0
+    if attention_mask is not None:
+        rises = rises | ~attention_mask[:, 1:] | ~attention_mask[:, :-1]
+    if is_recorded():
+        torch._assert_async(rises.all(), SEVERAL_DOCUMENTS)
+    elif not without_transforms(rises).all():
+        raise ValueError("Several documents in a row: torch.func.vmap takes rows of one document.")
+
+
 def check_cu_seq_lens(cu_seq_lens: torch.Tensor, num_tokens: int):
-    if cu_seq_lens.device.type != "cpu" or is_recorded():
+    if not can_be_read(cu_seq_lens):
         return
     if (
         cu_seq_lens.ndim != 1
@@ -582,7 +611,8 @@ def used_slots(document_mask: torch.Tensor, num_slots: int) -> torch.Tensor:
 
 def check_range(ids: torch.Tensor, limit: int, name: str):
     """Raise a `ValueError` for ids outside [0, limit), on a CPU alone: a GPU would have to wait for the answer."""
-    if ids.device.type != "cpu" or is_recorded() or ids.numel() == 0:
+    ids = without_transforms(ids)
+    if not can_be_read(ids) or ids.numel() == 0:
         return
     smallest, largest = (int(value) for value in torch.aminmax(ids))
     if smallest < 0 or largest >= limit:
@@ -657,8 +687,9 @@ class LunaAttention(nn.Module):
     def _attention_interface(self, dropout: float, query: torch.Tensor) -> Callable:
         implementation = self.config._attn_implementation
         # torch's kernel for CPUs has no dropout, and is slow in bfloat16: Luna's small maps are cheaper written out.
-        written_out = query.device.type == "cpu" and (dropout > 0.0 or query.dtype == torch.bfloat16)
-        if implementation == "sdpa" and written_out:
+        # No kernel has the derivatives of `torch.func.jvp` and `hessian`.
+        cheaper = query.device.type == "cpu" and (dropout > 0.0 or query.dtype == torch.bfloat16)
+        if implementation == "sdpa" and (cheaper or is_transformed()):
             return eager_attention_forward
         return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
 
@@ -1042,7 +1073,8 @@ class LunaModel(LunaPreTrainedModel):
             max_length_k,
             num_tokens,
         )
-        if input_ids is not None and (input_ids.device.type == "cpu" or not self.training):  # a GPU has to be asked
+        reads_ids = input_ids is not None and not is_vmapped(input_ids)
+        if reads_ids and (input_ids.device.type == "cpu" or not self.training):  # a GPU has to be asked
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
 
         hidden_states, packed = self.embeddings(input_ids, inputs_embeds, position_ids, attention_mask, documents)
@@ -1063,7 +1095,7 @@ class LunaModel(LunaPreTrainedModel):
         trained = any(attention.training for attention in attentions)
         if (
             self.config._attn_implementation != "sdpa"
-            or torch.compiler.is_compiling()
+            or not runs_eagerly()
             or (trained and self.config.attention_probs_dropout_prob > 0.0)
         ):
             return False
@@ -1103,7 +1135,7 @@ class LunaModel(LunaPreTrainedModel):
         # All queries have the same line of the mask: one is enough, but for flex attention, which counts them.
         queries = slice(None) if self.config._attn_implementation == "flex_attention" else slice(1)
         # A mask that is true everywhere can be left out, but in training a GPU would have to be waited for to know it.
-        may_skip = packed.device.type == "cpu" or not self.training
+        may_skip = (packed.device.type == "cpu" or not self.training) and not is_vmapped(attention_mask)
         pack_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=packed[:, queries],
@@ -1244,7 +1276,7 @@ class LunaForMaskedLM(LunaPreTrainedModel):
             raise ValueError(
                 f"labels must have the shape (batch, n) = {tuple(hidden_states.shape[:2])}, not {tuple(labels.shape)}."
             )
-        if labels is not None and self.config.sparse_prediction:
+        if labels is not None and self.config.sparse_prediction and not is_vmapped(labels):
             places = true_places(labels != -100, num_predicted)
             hidden_states, labels = take(hidden_states.flatten(0, 1), places), labels.flatten()[places]
         logits = self.lm_head(hidden_states)
@@ -1628,7 +1660,7 @@ def position_loss(
 
 def check_choices(documents: RaggedRows, num_questions: int):
     """Raise a `ValueError`, on a CPU alone, unless each question has as many documents as the others."""
-    if documents.mask.device.type != "cpu" or is_recorded():
+    if not can_be_read(documents.mask):
         return
     num_places = documents.shape[0] * documents.shape[1]
     places = torch.arange(num_places) if documents.index is None else documents.index
