@@ -51,6 +51,8 @@ class LunaConfig(PreTrainedConfig):
         classifier_reads_first_column (`bool`, defaults to `False`):
             The first token is looked for in the first column alone, also where a row begins with padding, as the
             official code does. Set by the converter; it matters under left padding only.
+        classifier_hidden_size (`int`, *optional*):
+            Width between the two projections of such a head; `hidden_size` where it is None.
         classifier_activation (`str`, defaults to `"tanh"`):
             Activation between the two projections of such a head.
         classifier_dropout (`float`, *optional*):
@@ -109,6 +111,7 @@ class LunaConfig(PreTrainedConfig):
     activation_dropout: float | int = 0.0
     classifier_pooling: Literal["cls", "mean", "packed_max", "packed_attention"] = "cls"
     classifier_reads_first_column: bool = False
+    classifier_hidden_size: int | None = None
     classifier_activation: str = "tanh"
     classifier_dropout: float | int | None = None
     layer_norm_eps: float | int = 1e-5
@@ -166,8 +169,9 @@ class LunaConfig(PreTrainedConfig):
             "intermediate_size",
             "projection_length",
             "max_position_embeddings",
+            "classifier_hidden_size",
         ):
-            if getattr(self, field) < 1:
+            if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}.")
         if self.num_hidden_layers < 0:
             raise ValueError(f"num_hidden_layers must be at least 0, not {self.num_hidden_layers}.")

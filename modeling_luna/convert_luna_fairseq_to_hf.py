@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -144,10 +144,9 @@ def convert_checkpoint(
     check_tied_embeddings(args, weights)
 
     head = choose_head(list(heads), head)
-    num_labels = 0 if head is None else heads[head]
-    config = build_config(args, weights, len(symbols), head, num_labels)
+    config = build_config(args, weights, len(symbols), head, None if head is None else heads[head])
     if label_dict_path is not None:
-        set_label_names(config, head, num_labels, Path(label_dict_path))
+        set_label_names(config, head, Path(label_dict_path))
     tokenizer = None
     if vocab_file is not None and merges_file is not None:
         tokenizer = build_tokenizer(symbols, Path(vocab_file), Path(merges_file), config.max_position_embeddings)
@@ -338,17 +337,30 @@ def check_vocabulary(symbols: list[str], weights: dict[str, Any], path: Path):
         )
 
 
-def classification_heads(weights: dict[str, Any]) -> dict[str, int]:
-    """The names of the heads and their numbers of classes, in the order of the checkpoint."""
-    heads: dict[str, int] = {}
+class HeadSizes(NamedTuple):
+    """Of a classification head: the number of classes, and the width between its projections if it is another one
+    than the model's."""
+
+    num_labels: int
+    inner: int | None
+
+
+def classification_heads(weights: dict[str, Any]) -> dict[str, HeadSizes]:
+    """The sizes of the heads by their names, in the order of the checkpoint."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        tensor = weights.get(name)
+        return tuple(tensor.shape) if isinstance(tensor, torch.Tensor) and tensor.ndim == 2 else (1, 1)
+
+    heads: dict[str, HeadSizes] = {}
     for key in weights:
         match = re.match(r"classification_heads\.([^.]+)\.", str(key))
         if match and match[1] not in heads:
-            projection = weights.get(f"classification_heads.{match[1]}.out_proj.weight")
-            has_rows = isinstance(projection, torch.Tensor) and projection.ndim == 2
-            heads[match[1]] = len(projection) if projection is not None and has_rows else 1
-            if heads[match[1]] == 0:
+            num_labels, _ = shape(f"{match[0]}out_proj.weight")
+            inner, outer = shape(f"{match[0]}dense.weight")
+            if num_labels == 0 or inner == 0:
                 raise ConversionError(f"The classification head {match[1]} has no output.")
+            heads[match[1]] = HeadSizes(num_labels, None if inner == outer else inner)
     return heads
 
 
@@ -366,9 +378,13 @@ def choose_head(heads: list[str], head: str | None) -> str | None:
 
 
 def build_config(
-    args: argparse.Namespace, weights: dict[str, Any], vocab_size: int, head: str | None = None, num_labels: int = 0
+    args: argparse.Namespace,
+    weights: dict[str, Any],
+    vocab_size: int,
+    head: str | None = None,
+    sizes: HeadSizes | None = None,
 ) -> LunaConfig:
-    """The configuration from the training run's options.
+    """The configuration from the training run's options, and the sizes of the head where there is one.
 
     Raises:
         ConversionError: for an option that is missing or impossible.
@@ -399,13 +415,13 @@ def build_config(
     else:
         positions = option("max_positions", int)
     fields: dict[str, Any] = {}
-    if head is not None:
-        fields["num_labels"] = num_labels
-        fields["classifier_pooling"] = POOLING_OF_HEADS.get(head, "cls")
+    if head is not None and sizes is not None:
+        fields["num_labels"] = sizes.num_labels
+        fields |= head_fields(head, sizes)
         fields["classifier_reads_first_column"] = True
         if getattr(args, "regression_target", False):
             fields["problem_type"] = "regression"
-        elif num_labels > 1:
+        elif sizes.num_labels > 1:
             fields["problem_type"] = "single_label_classification"
     try:
         return LunaConfig(
@@ -438,6 +454,11 @@ def build_config(
         ) from error
 
 
+def head_fields(head: str, sizes: HeadSizes) -> dict[str, Any]:
+    """The fields that decide the weights of a classification head."""
+    return {"classifier_pooling": POOLING_OF_HEADS.get(head, "cls"), "classifier_hidden_size": sizes.inner}
+
+
 def official_name(name: str, head: str | None = None) -> str:
     """The official name of one of our parameters."""
     for pattern, replacement in OFFICIAL_NAMES:
@@ -445,7 +466,7 @@ def official_name(name: str, head: str | None = None) -> str:
     return name if head is None else name.replace("HEAD", head)
 
 
-def official_shapes(config: LunaConfig, heads: dict[str, int]) -> dict[str, torch.Size]:
+def official_shapes(config: LunaConfig, heads: dict[str, HeadSizes]) -> dict[str, torch.Size]:
     """All tensors that a checkpoint of this architecture has, under their official names."""
     try:
         with torch.device("meta"):
@@ -454,11 +475,9 @@ def official_shapes(config: LunaConfig, heads: dict[str, int]) -> dict[str, torc
         raise ConversionError(f"The checkpoint's args have impossible sizes: {first_line(error)}.") from error
     with torch.device("meta"):
         shapes = {official_name(n): t.shape for n, t in model.state_dict().items()}
-        for head, num_labels in heads.items():
-            head_config = LunaConfig.from_dict(
-                config.to_dict() | {"classifier_pooling": POOLING_OF_HEADS.get(head, "cls")}
-            )
-            state_dict = LunaClassificationHead(head_config, num_labels).state_dict(prefix="classifier.")
+        for head, sizes in heads.items():
+            head_config = LunaConfig.from_dict(config.to_dict() | head_fields(head, sizes))
+            state_dict = LunaClassificationHead(head_config, sizes.num_labels).state_dict(prefix="classifier.")
             shapes |= {official_name(n, head): t.shape for n, t in state_dict.items()}
     return shapes
 
@@ -518,9 +537,10 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
     )
 
 
-def set_label_names(config: LunaConfig, head: str | None, num_labels: int, path: Path):
+def set_label_names(config: LunaConfig, head: str | None, path: Path):
     if head is None:
         raise ConversionError("--label_dict_path is for a checkpoint with a classification head.")
+    num_labels = len(config.id2label or {})
     labels = [symbol for _, symbol in dictionary_lines(path)]
     # fairseq pads dictionaries with symbols of this name.
     num_named = len([label for label in labels if not label.startswith("madeupword")])
@@ -696,7 +716,8 @@ def summary(conversion: Conversion) -> str:
     config = conversion.config
     head = ""
     if conversion.head is not None:
-        head = f", head {conversion.head} ({config.num_labels} outputs, pooling {config.classifier_pooling})"
+        inner = "" if config.classifier_hidden_size is None else f", hidden size {config.classifier_hidden_size}"
+        head = f", head {conversion.head} ({config.num_labels} outputs, pooling {config.classifier_pooling}{inner})"
     if conversion.tokenizer is None:
         tokenizer = "none; give --vocab_file and --merges_file of GPT-2's BPE for one"
     else:

@@ -1323,10 +1323,11 @@ class LunaClassificationHead(nn.Module):
             self.in_proj = nn.Linear(config.hidden_size, config.hidden_size)
         elif config.classifier_pooling == "packed_attention":
             self.attention = LunaPackedAttentionPooling(config)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        inner_size = config.classifier_hidden_size or config.hidden_size
+        self.dense = nn.Linear(config.hidden_size, inner_size)
         self.activation = ACT2FN[config.classifier_activation]
         self.dropout = nn.Dropout(classifier_dropout(config))
-        self.out_proj = nn.Linear(config.hidden_size, num_labels)
+        self.out_proj = nn.Linear(inner_size, num_labels)
 
     def forward(
         self,

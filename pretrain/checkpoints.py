@@ -21,8 +21,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from common.checksums import KEY, digests, find_change, is_as_written, take_checksum, with_checksum, with_first_line
 from common.errors import Stopped, UserError, is_lost_process
 from common.files import PARTIAL, make_folder, remove_folder, write_folder, write_json, write_text
+from modeling_luna import LunaConfig
 from pretrain.averaging import WeightAverage
 from pretrain.configuration import PretrainConfig
+from pretrain.data.tokenizer import without_code
 from pretrain.model import new_model
 from pretrain.model_card import Origin, write_card
 from pretrain.progress import Progress
@@ -79,7 +81,7 @@ class Checkpoints:
         outbox: "HubOutbox | None" = None,
     ):
         self.accelerator = accelerator
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer if isinstance(model_config, LunaConfig) else without_code(tokenizer)
         self.config = config
         self.fingerprint = data["fingerprint"]
         self.origin = Origin.of_run(config, data, accelerator)

@@ -7,7 +7,7 @@ from typing import Any
 
 import xxhash
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
 from common.errors import UserError
 from common.files import check_model_files
@@ -130,6 +130,18 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         # What Transformers makes of a tokenizer_config.json without the files of the vocabulary.
         raise TokenizerError(f"tokenizer: {name_or_path} has special tokens only: its vocabulary is not there.")
     return tokenizer
+
+
+def without_code(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer for a folder that shall hold no code of Luna's, if it can be: `RobertaTokenizer`, the same but for
+    lists of words."""
+    if not isinstance(tokenizer, LunaTokenizer) or ids_given_out(tokenizer) is not None:
+        return tokenizer
+    fields = {
+        name: value for name, value in tokenizer.init_kwargs.items() if name not in ("auto_map", "dictionary_size")
+    }
+    fields["model_max_length"] = tokenizer.model_max_length
+    return RobertaTokenizer(tokenizer_object=tokenizer.backend_tokenizer, **fields)
 
 
 def row_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hub_stand_in import hub_environment, hub_stand_in
 from official_luna import FIXTURES, HEADS, convert_case
+from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, RobertaTokenizer
 
 from modeling_luna import LunaConfig, LunaForMaskedLM, LunaForMultipleChoice
@@ -248,6 +249,54 @@ def test_any_other_name_is_a_head_that_reads_the_first_token(change: Callable, t
     conversion = convert_checkpoint(path, WITH_HEADS / "dict.txt", tmp_path / "out")
     assert conversion.head == "sentence_HEAD\\1"
     assert conversion.config.classifier_pooling == "cls"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_head_of_another_width_gives_the_official_logits(head: str, change: Callable, run: Callable, tmp_path: Path):
+    """Eight more units inside, of which the output makes nothing."""
+
+    def widen(checkpoint: dict[str, Any]):
+        for name in HEADS:
+            prefix, weights = f"classification_heads.{name}.", checkpoint["model"]
+            weights[prefix + "dense.weight"] = torch.cat([weights[prefix + "dense.weight"], torch.ones(8, 32)])
+            weights[prefix + "dense.bias"] = torch.cat([weights[prefix + "dense.bias"], torch.ones(8)])
+            weights[prefix + "out_proj.weight"] = torch.cat(
+                [weights[prefix + "out_proj.weight"], torch.zeros(3, 8)], dim=1
+            )
+
+    path = change(widen, WITH_HEADS)
+    code, out, _ = run(checkpoint_path=path, dict_path=WITH_HEADS / "dict.txt", head=head)
+    assert code == 0 and "hidden size 40)" in out
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.classifier_hidden_size == 40
+    official = load_file(WITH_HEADS / "inputs_outputs.safetensors")
+    expected = {name: tensor for name, tensor in official.items() if name.endswith(f".head.{head}")}
+    assert len(expected) == 6
+    for name, logits in expected.items():
+        tokens = official[name.replace(f".head.{head}", ".tokens")]
+        with torch.no_grad():
+            found = model(tokens, attention_mask=tokens != 1).logits
+        torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
+
+
+def test_heads_of_several_widths(change: Callable, run: Callable, refused: Callable, tmp_path: Path):
+    def narrow(checkpoint: dict[str, Any]):
+        prefix, weights = f"classification_heads.{HEADS[1]}.", checkpoint["model"]
+        weights[prefix + "dense.weight"] = weights[prefix + "dense.weight"][:5]
+        weights[prefix + "dense.bias"] = weights[prefix + "dense.bias"][:5]
+        weights[prefix + "out_proj.weight"] = weights[prefix + "out_proj.weight"][:, :5]
+
+    options = {"checkpoint_path": change(narrow, WITH_HEADS), "dict_path": WITH_HEADS / "dict.txt"}
+    for head, width in zip((*HEADS, "none"), (None, 5, None, None), strict=True):
+        assert run(head=head, output_dir=tmp_path / head, **options)[0] == 0
+        assert LunaConfig.from_pretrained(tmp_path / head).classifier_hidden_size == width
+
+    def unequal(checkpoint: dict[str, Any]):
+        narrow(checkpoint)
+        checkpoint["model"][f"classification_heads.{HEADS[1]}.dense.bias"] = torch.zeros(6)
+
+    error = refused(checkpoint_path=change(unequal, WITH_HEADS), dict_path=WITH_HEADS / "dict.txt", head=HEADS[1])
+    assert f"{HEADS[1]}.dense.bias (found (6,), expected (5,))" in error
 
 
 def test_regression_and_multiple_choice(change: Callable, tmp_path: Path):

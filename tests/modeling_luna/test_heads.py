@@ -143,6 +143,21 @@ def test_pooling(build: Callable, pooling: str, side: str, dynamic: bool):
 
 
 @torch.no_grad()
+@torch.no_grad()
+@each_pooling
+@pytest.mark.parametrize("size", [5, 64])
+def test_width_of_the_head(build: Callable, tmp_path: Path, pooling: str, size: int):
+    for model_class in (LunaForSequenceClassification, LunaForMultipleChoice):
+        model = build(model_class, classifier_pooling=pooling, classifier_hidden_size=size)
+        head, row = model.classifier, random_rows()[1]
+        assert head.dense.weight.shape == (size, 24) and head.out_proj.weight.shape[1] == size
+        expected = head.out_proj(torch.tanh(head.dense(expected_pooling(model, row))))
+        torch.testing.assert_close(results(model, row.unsqueeze(0))[0], expected, **TOLERANCE)
+        model.save_pretrained(tmp_path)
+        loaded, report = AUTO_CLASSES[model_class].from_pretrained(tmp_path, output_loading_info=True)
+        assert loaded.config.classifier_hidden_size == size and not any(report.values())
+
+
 def test_poolings_differ(build: Callable):
     row = random_rows()[2].unsqueeze(0)
     pooled = torch.stack(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
 from modeling_luna import LunaConfig
 from pretrain.data.tokenizer import (
@@ -14,6 +14,7 @@ from pretrain.data.tokenizer import (
     row_ends,
     token_type_of,
     train_tokenizer,
+    without_code,
     word_starts,
 )
 
@@ -85,6 +86,21 @@ def test_auto_tokenizer_loads_what_was_saved(trained, tmp_path: Path, with_model
     assert loaded.mask_token_id == 299
     assert loaded.model_max_length == 64
     assert load_tokenizer(str(tmp_path)).get_vocab() == trained.get_vocab()
+
+
+def test_tokenizer_for_a_folder_without_code(trained, tmp_path: Path) -> None:
+    trained.save_pretrained(tmp_path / "luna")
+    loaded = load_tokenizer(str(tmp_path / "luna"))
+    loaded.model_max_length = 32
+    loaded.add_tokens(["<moon>"])
+    without_code(loaded).save_pretrained(tmp_path / "roberta")
+    assert {path.name for path in (tmp_path / "roberta").iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    assert "Luna" not in (tmp_path / "roberta/tokenizer_config.json").read_text()
+    roberta = AutoTokenizer.from_pretrained(tmp_path / "roberta")
+    assert type(roberta) is RobertaTokenizer
+    assert roberta.backend_tokenizer.to_str() == loaded.backend_tokenizer.to_str()
+    assert roberta.model_max_length == 32
+    assert roberta.special_tokens_map == loaded.special_tokens_map
 
 
 def test_words_have_the_tokens_of_the_sentence(trained, tmp_path: Path) -> None:
