@@ -517,7 +517,9 @@ def test_a_value_that_a_field_cannot_have(folder: Path):
 
 def test_a_model_that_has_changed_since_the_call_began(folder: Path, tmp_path: Path):
     made_from = {"model": {"config.json": "", "model.safetensors": "of other weights"}}
-    cell = Cell(TASKS["rte"], str(folder / "luna"), "m", "default", Hyperparameters(), 1, tmp_path, made_from=made_from)
+    cell = Cell(
+        TASKS["rte"], str(folder / "luna"), "m", "default", Hyperparameters(), 1, tmp_path, made_from=made_from
+    )
     with pytest.raises(UserError, match="luna has changed while this call was running: it must be started again"):
         run_cell(cell, load_task(TASKS["rte"], str(folder / "glue")))
     assert not (tmp_path / "result.json").exists()
