@@ -515,6 +515,16 @@ def test_a_value_that_a_field_cannot_have(folder: Path):
         load_starting_model(str(folder / "luna"), TASKS["rte"], {"classifier_pooling": "maen"}, seed=1)
 
 
+def test_a_model_that_has_changed_since_the_call_began(folder: Path, tmp_path: Path):
+    made_from = {"model": {"config.json": "", "model.safetensors": "of other weights"}}
+    cell = Cell(
+        TASKS["rte"], str(folder / "luna"), "m", "default", Hyperparameters(), 1, tmp_path, made_from=made_from
+    )
+    with pytest.raises(UserError, match="luna has changed while this call was running: it must be started again"):
+        run_cell(cell, load_task(TASKS["rte"], str(folder / "glue")))
+    assert not (tmp_path / "result.json").exists()
+
+
 def test_fields_that_are_arguments_of_loading(run: Callable):
     notes = run("rte", model={"trust_remote_code": True, "return_unused_kwargs": False}, max_steps=1)["notes"]
     left_out = [note.split()[0] for note in notes if note.startswith("model.")]
