@@ -1,5 +1,5 @@
 # Pretraining and fine-tuning run in .venv, tests and lint in .venv-dev. Each is made with $(PYTHON) when it is needed and brought up to
-# date when pyproject.toml or constraints.txt have changed. They are two since the built-in corpus is made of what is
+# date when pyproject.toml, constraints.txt or requirements/ have changed. They are two since the built-in corpus is made of what is
 # installed, and since the packages that the tests try Luna with print lines of their own.
 
 PYTHON ?= python3.11
@@ -51,9 +51,9 @@ lint: $(INSTALLED_DEV)
 	@.venv-dev/bin/ruff format --check .
 	@.venv-dev/bin/mypy
 
-$(INSTALLED): EXTRAS := pretrain,glue
-$(INSTALLED_DEV): EXTRAS := pretrain,glue,deepspeed,trackers,dev
-$(INSTALLED) $(INSTALLED_DEV): pyproject.toml constraints.txt
+$(INSTALLED): REQUIREMENTS := -r requirements/pretrain.txt -r requirements/glue.txt
+$(INSTALLED_DEV): REQUIREMENTS := -r requirements/dev.txt
+$(INSTALLED) $(INSTALLED_DEV): pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 	@version=$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version=none; \
 	case "$$version" in \
 	3.11|3.12|3.13) ;; \
@@ -62,7 +62,7 @@ $(INSTALLED) $(INSTALLED_DEV): pyproject.toml constraints.txt
 	esac
 	@echo "Installing PyTorch, Transformers and the rest into $(@D). The first time this takes some minutes ..."
 	@$(@D)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(@D)
-	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e . $(REQUIREMENTS)
 	@touch $@
 
 clean:

@@ -15,7 +15,7 @@ import transformers
 from transformers.utils.versions import require_version
 
 
-OLDEST_RELEASES = {"torch": "2.11", "transformers": "5.0"}
+OLDEST_RELEASES = {"transformers": "5.0", "torch": "2.11", "huggingface-hub": "1.5"}
 
 for package, release in OLDEST_RELEASES.items():
     require_version(f"{package}>={release}", f"Luna needs it: pip install --upgrade '{package}>={release}'")
@@ -74,7 +74,7 @@ if not hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):  # before 5.2
     ALL_ATTENTION_FUNCTIONS = AttentionInterface()
 
 
-if "allow_is_bidirectional_skip" not in inspect.signature(create_bidirectional_mask).parameters:  # before 5.10
+if "allow_is_bidirectional_skip" not in inspect.signature(create_bidirectional_mask).parameters:  # before 5.15
 
     def create_bidirectional_mask(
         config: transformers.PreTrainedConfig,
