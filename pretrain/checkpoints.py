@@ -25,7 +25,7 @@ from modeling_luna import LunaConfig
 from pretrain.averaging import WeightAverage
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import without_code
-from pretrain.model import new_model
+from pretrain.model import config_for_others, new_model
 from pretrain.model_card import Origin, write_card
 from pretrain.progress import Progress
 from pretrain.sharding import load_masters, load_moments, whole_moments, whole_weights
@@ -88,7 +88,7 @@ class Checkpoints:
         self.outbox = outbox
         self.folder = Path(config.output_dir)
         with torch.device("meta"):
-            self.shell = new_model(model_config)  # what is saved, without weights and wrappers
+            self.shell = new_model(config_for_others(model_config))  # what is saved, without weights and wrappers
 
     def find(self) -> Path | None:
         """The checkpoint to go on from: the newest one, which must be whole, of finite numbers and of this run.

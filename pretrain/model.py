@@ -1,5 +1,7 @@
 """The model of a run: with fresh weights, or with those of a saved one."""
 
+import copy
+
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -74,3 +76,14 @@ def new_model(config: PreTrainedConfig, attn_implementation: str | None = None) 
     if isinstance(config, LunaConfig):
         return LunaForMaskedLM._from_config(config, attn_implementation=attn_implementation)
     return build_peer(config, attn_implementation)
+
+
+def config_for_others(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration that is saved: without what a training run alone wants.
+
+    Logits at the predicted tokens alone have another shape than Transformers' Trainer and scripts expect.
+    """
+    config = copy.deepcopy(config)
+    if hasattr(config, "sparse_prediction"):
+        config.sparse_prediction = False
+    return config

@@ -117,6 +117,7 @@ def load_saved_model(
     )
     fields = {
         **_model_fields(saved_config.to_diff_dict()),
+        "sparse_prediction": True,  # what a run saves says nothing of it: see `pretrain.model.config_for_others`
         "vocab_size": saved_config.vocab_size if same_tokens else len(tokenizer),
         **config.model,
         **special_ids,

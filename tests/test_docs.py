@@ -64,7 +64,6 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=64,
         initializer_range=0.2,
         conv_kernel_size=5,
-        sparse_prediction=True,
     )
     LunaForMaskedLM(config).save_pretrained(model_folder)
     return folder

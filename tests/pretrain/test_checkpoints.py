@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 from run_records import timeless
 from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, EvalPrediction, Trainer, TrainingArguments
 
 from common.errors import STOPPED, Stopped
 from modeling_luna import LunaForMaskedLM
@@ -71,6 +73,70 @@ def test_saved_model_fills_masks_in_a_fresh_process(run: Callable, train: Callab
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n") and "pipeline_tag: fill-mask" in card.split("---")[1]
     assert f"{metrics[-1]['validation_loss']:.4f}" in card
+
+
+def evaluate_as_run_mlm_does(folder: Path, rows: list[dict], output_dir: Path) -> tuple[dict, EvalPrediction]:
+    """Metrics and predictions of Transformers' Trainer with the two functions of its masked-LM example."""
+    found = []
+
+    def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+        found.append(prediction)
+        labels, predictions = prediction.label_ids.reshape(-1), prediction.predictions.reshape(-1)
+        known = labels != -100
+        return {"accuracy": float((predictions[known] == labels[known]).mean())}
+
+    trainer = Trainer(
+        AutoModelForMaskedLM.from_pretrained(folder),
+        TrainingArguments(output_dir=str(output_dir), use_cpu=True, per_device_eval_batch_size=2, disable_tqdm=True),
+        eval_dataset=rows,
+        compute_metrics=accuracy,
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
+    )
+    return trainer.evaluate(), found[0]
+
+
+def test_saved_model_under_the_trainer_of_transformers(run: Callable, train: Callable, tmp_path: Path):
+    """What the run wants of its model, logits at the predicted tokens alone, is not what is saved."""
+    train(run(model={"sparse_prediction": True}, max_steps=4, warmup_steps=2, weight_averaging="exponential"))
+    for folder in ("checkpoint-4", "model"):
+        assert json.loads((tmp_path / folder / "config.json").read_text())["sparse_prediction"] is False
+
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    ids = [tokenizer(SENTENCE, truncation=True, max_length=length)["input_ids"] for length in (20, 14, 8, 17)]
+    rows = []
+    for row in ids:
+        labels = [token if place % 3 == 1 else -100 for place, token in enumerate(row)]
+        padding = max(map(len, ids)) - len(row)
+        rows.append(
+            {
+                "input_ids": row + [tokenizer.pad_token_id] * padding,
+                "attention_mask": [1] * len(row) + [0] * padding,
+                "labels": labels + [-100] * padding,
+            }
+        )
+    metrics, prediction = evaluate_as_run_mlm_does(tmp_path / "model", rows, tmp_path / "trainer")
+    assert prediction.predictions.shape == prediction.label_ids.shape
+
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    batches = [{name: torch.tensor([row[name] for row in rows[i : i + 2]]) for name in rows[0]} for i in (0, 2)]
+    with torch.no_grad():
+        outputs = [model(**batch) for batch in batches]
+    assert metrics["eval_loss"] == pytest.approx(sum(output.loss.item() for output in outputs) / 2, rel=1e-5)
+    best = torch.cat([output.logits.argmax(dim=-1) for output in outputs])
+    labels = torch.cat([batch["labels"] for batch in batches])
+    assert metrics["eval_accuracy"] == pytest.approx((best == labels)[labels != -100].float().mean().item())
+
+
+@pytest.mark.slow
+def test_run_with_sparse_prediction_goes_on_as_if_not_stopped(run: Callable, train: Callable, tmp_path: Path):
+    def losses(config) -> dict[int, float]:
+        return {record["step"]: record["loss"] for record in train(config) if "loss" in record}
+
+    config = run(model={"sparse_prediction": True})
+    whole = losses(config)
+    for folder in ("checkpoint-12", "model"):
+        shutil.rmtree(tmp_path / folder)
+    assert losses(config) == whole
 
 
 def test_each_checkpoint_holds_model_tokenizer_card_and_progress(run: Callable, train: Callable, tmp_path: Path):

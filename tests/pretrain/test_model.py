@@ -12,13 +12,13 @@ import pytest
 import torch
 from hub_stand_in import hub_stand_in
 from safetensors.torch import load_file, save_file
-from transformers import BertTokenizer, PreTrainedTokenizerBase
+from transformers import BertTokenizer, ModernBertConfig, PreTrainedTokenizerBase
 
 from common.yaml_config import ConfigurationError
-from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification, LunaModel
+from modeling_luna import LunaConfig, LunaForMaskedLM, LunaForSequenceClassification, LunaModel
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import train_tokenizer
-from pretrain.model import build_model
+from pretrain.model import build_model, config_for_others
 from pretrain.saved_model import read_saved_config
 
 
@@ -163,6 +163,22 @@ def test_changes_that_leave_the_weights_alone(build_config: Callable, tokenizer,
     expected = logits(LunaForMaskedLM.from_pretrained(saved), some_ids())
     torch.testing.assert_close(logits(model, some_ids())[..., :300], expected)
     assert model.config.vocab_size == 320
+
+
+def test_logits_of_predicted_tokens_alone_unless_the_run_says_no(build_config: Callable, tokenizer, saved: Path):
+    assert not LunaForMaskedLM.from_pretrained(saved).config.sparse_prediction
+    assert build_model(start(build_config, saved), tokenizer).config.sparse_prediction
+    assert not build_model(
+        start(build_config, saved, {"sparse_prediction": False}), tokenizer
+    ).config.sparse_prediction
+
+
+@pytest.mark.parametrize("config_class", [LunaConfig, ModernBertConfig])
+def test_what_is_saved_for_others(config_class: type):
+    given = config_class(sparse_prediction=True, hidden_dropout_prob=0.2)
+    saved = config_for_others(given)
+    assert given.sparse_prediction is True
+    assert saved.to_dict() == given.to_dict() | {"sparse_prediction": False}
 
 
 def test_the_result_can_be_saved_and_started_from_again(
