@@ -1,5 +1,6 @@
 """A saved model as the start of a run, for other texts, longer rows or another vocabulary."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from common.yaml_config import ConfigurationError, read_json, suggest
+from common.errors import reason_of
+from common.yaml_config import ConfigurationError, read_json, shown, suggest
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import IGNORED_MODEL_KEYS, PretrainConfig
 from pretrain.data.tokenizer import TokenizerError, load_tokenizer
@@ -34,7 +36,7 @@ def saved_folder(init_from: str) -> Path:
     Raises:
         ConfigurationError: where it is neither a folder nor on the Hub.
     """
-    if Path(init_from).is_dir():
+    if os.path.isdir(init_from):
         return Path(init_from)
     model_id, _, revision = init_from.partition("@")
     try:
@@ -46,7 +48,7 @@ def saved_folder(init_from: str) -> Path:
         )
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"init_from: {init_from} is no folder, and cannot be loaded from the Hub: {error}"
+            f"init_from: {shown(init_from)} is no folder, and cannot be loaded from the Hub: {reason_of(error)}"
         ) from error
     return Path(folder)
 
