@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import TextIO
 
 from common.streams import keep_streams
@@ -15,6 +16,11 @@ EXIT_CODE = 2
 INTERRUPTED = 130  # as shells have it for an interrupt from the keyboard
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+ADVICE = {  # for errors of the system
+    errno.EMFILE: "A process needs a file for each shard and more: raise the limit, for instance by `ulimit -n 4096`.",
+    errno.ENAMETOOLONG: "Give a shorter one.",
+}
+LONGEST_REASON = 300  # characters
 LOST_PROCESS = ("gloo/transport", "NCCL error", "Connection closed by peer")  # in the errors of torch.distributed
 
 
@@ -72,6 +78,8 @@ def report_user_errors(kept: str = "The same command goes on from the last check
     except Exception as error:
         if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
             _end(f"{error.filename} cannot be used: {error.strerror}. Ask its owner, or name another place.")
+        if isinstance(error, OSError) and error.errno in ADVICE:
+            _end(f"{error.strerror}{f': {error.filename}' if error.filename else ''}. {ADVICE[error.errno]}")
         if is_disk_full(error):
             _end(
                 f"the disk is full: {error}. Nothing half-written was "
@@ -86,6 +94,12 @@ def report_user_errors(kept: str = "The same command goes on from the last check
                 STOPPED,
             )
         raise
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of a library says, in a line; its type, too, where that is not for wrong values."""
+    text = shorten(next(iter(str(error).strip().splitlines()), ""), LONGEST_REASON) or "no reason is given"
+    return text if isinstance(error, ValueError) else f"{text.removesuffix('.')} ({type(error).__name__})"
 
 
 def is_lost_process(error: BaseException) -> bool:

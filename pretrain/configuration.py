@@ -423,10 +423,11 @@ class PretrainConfig:
         if start is None:
             self._require("max_length_ramp_steps", steps == 0, "must be 0 without max_length_start")
             return
-        doublings = (self.max_length // start).bit_length() - 1
+        pieces = self.max_length // start
+        doublings = pieces.bit_length() - 1
         self._require(
             "max_length_start",
-            start << doublings == self.max_length,
+            pieces * start == self.max_length and pieces.bit_count() == 1,
             f"must be max_length ({self.max_length}) halved several times",
         )
         self._require(

@@ -22,6 +22,7 @@ from common.launcher import end_with_launcher
 
 
 SOME_FAILED = 1  # exit code where a model could not be evaluated; the others were
+LARGEST = 10**12  # number of an option
 SUFFIXES = (".json", ".csv", ".md")
 
 EPILOG = """\
@@ -130,8 +131,8 @@ def add_text_options(parser: argparse.ArgumentParser):
 
 
 def positive_number(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    if not 1 <= int(text) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {LARGEST:,}")
     return int(text)
 
 

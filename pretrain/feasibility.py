@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from common.errors import reason_of
 from common.hardware import GIB, total_memory
 from common.yaml_config import ConfigurationError
 from pretrain.batches import BatchPlan, RowLengths, cut_rows
@@ -18,7 +19,7 @@ from pretrain.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from pretrain.masking import IGNORED
 from pretrain.model import new_model, prepare_for_training, special_ids_of
 from pretrain.optimization import known_counts, to_device
-from pretrain.peers import check_positions, reason_of
+from pretrain.peers import check_positions
 from pretrain.saved_model import read_saved_config
 
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from common.checkpointing import enable_checkpointing
 from common.compilation import compile_parts
+from common.errors import reason_of
 from common.yaml_config import ConfigurationError
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
@@ -34,7 +35,7 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
         try:
             model = new_model(model_config, config.attn_implementation)
         except (ValueError, ImportError) as error:
-            raise ConfigurationError(f"attn_implementation: {error}") from error
+            raise ConfigurationError(f"attn_implementation: {reason_of(error)}") from error
     dropout = getattr(model_config, "attention_probs_dropout_prob", 0.0)  # not every architecture has it
     if config.attn_implementation == "flex_attention" and dropout > 0:
         raise ConfigurationError(

@@ -11,7 +11,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from common.encoders import position_limits, position_offset
-from common.yaml_config import ConfigurationError, suggest
+from common.errors import reason_of
+from common.yaml_config import ConfigurationError, shown, suggest
 from pretrain.masking import IGNORED
 
 
@@ -56,7 +57,7 @@ def peer_config(model_type: str, fields: dict, of_tokenizer: dict | None = None)
     if model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         known = ["luna", *MODEL_FOR_MASKED_LM_MAPPING_NAMES]
         raise ConfigurationError(
-            f"model_type: {model_type!r} is no masked language model.{suggest(model_type, known, LISTED)}"
+            f"model_type: {shown(model_type)} is no masked language model.{suggest(model_type, known, LISTED)}"
         )
     if model_type in REFUSED:
         raise ConfigurationError(f"model_type: {model_type} cannot be trained here: {REFUSED[model_type]}.")
@@ -93,12 +94,6 @@ def build_peer(config: PreTrainedConfig, attn_implementation: str | None = None)
     model = _peer_class(model_class)._from_config(config, attn_implementation=attn_implementation)
     model.position_offset = position_offset(model)
     return model
-
-
-def reason_of(error: BaseException) -> str:
-    """What an error of Transformers says, in a line."""
-    text = next(iter(str(error).strip().splitlines()), "") or "no reason is given"
-    return text if isinstance(error, ValueError) else f"{text.removesuffix('.')} ({type(error).__name__})"
 
 
 def check_positions(model: PreTrainedModel, length: int, in_pieces: bool):

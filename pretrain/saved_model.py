@@ -1,5 +1,6 @@
 """A saved model as the start of a run, for other texts, longer rows or another vocabulary."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
+from common.errors import reason_of
 from common.files import check_model_files, is_folder
-from common.yaml_config import ConfigurationError, read_json, suggest
+from common.yaml_config import ConfigurationError, read_json, shown, suggest
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import IGNORED_MODEL_KEYS, PretrainConfig
 from pretrain.data.tokenizer import TokenizerError, load_tokenizer
@@ -49,7 +51,7 @@ def saved_folder(init_from: str) -> Path:
         )
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"init_from: {init_from} is no folder, and cannot be loaded from the Hub: {error}"
+            f"init_from: {shown(init_from)} is no folder, and cannot be loaded from the Hub: {reason_of(error)}"
         ) from error
     return Path(folder)
 

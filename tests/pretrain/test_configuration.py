@@ -233,6 +233,7 @@ def test_the_usage_where_no_file_is_named(arguments: list[str], monkeypatch: pyt
             "--max_length 96 --max_length_start 16",
             "max_length_start is 16: it must be max_length (96) halved several times.",
         ),
+        ("--max_length_start 1000", "max_length_start is 1000: it must be max_length (512) halved several times."),
         (
             "--max_length 64 --max_length_start 8 --max_length_ramp_steps 2",
             "max_length_ramp_steps is 2: it must be at least 3, a step for each length.",
