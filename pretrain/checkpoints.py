@@ -126,7 +126,7 @@ class Checkpoints:
         if good is not None:
             advice = f"The last good checkpoint is {good}. "
             if later := [folder.name for folder in found if _step(folder) > _step(good)]:
-                advice += f"To go on from it delete {', '.join(later)}. "
+                advice += f"To resume from it, delete {', '.join(later)}. "
         elif found:
             advice = f"No checkpoint in {self.folder} is from before and good: name another --output_dir. "
         else:

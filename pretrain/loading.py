@@ -95,7 +95,7 @@ class _Worker:
         if code is None or code >= 0:
             return f"has ended with exit code {code}"
         return (
-            f"was killed by {signal.Signals(-code).name}, perhaps since the memory is full (then lower "
+            f"was killed by {signal.Signals(-code).name}, perhaps because memory was full (then lower "
             "dataloader_num_workers)"
         )
 

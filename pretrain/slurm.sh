@@ -31,6 +31,7 @@ state=$(sed -n 's/.*"state": "\(.*\)",/\1/p' "$run/status.json")
 echo "The run is $state."
 case $state in
     finished) exit 0 ;;
-    stopped | running) scontrol requeue "$SLURM_JOB_ID" ;;  # asked to stop, or lost a machine
-    *) exit 1 ;;  # its message stands in status.json: a wrong key, a full disk, a loss that diverges
+    stopped | running) scontrol requeue "$SLURM_JOB_ID" ;;  # asked to stop, or lost a machine or a process
+    failed) exit 1 ;;  # its message stands in status.json: a wrong key, a full disk, a loss that diverges
+    *) echo "$run/status.json is damaged: submit the job again to resume the run."; exit 1 ;;
 esac

@@ -317,7 +317,7 @@ def test_last_good_checkpoint_is_one_of_good_weights(
     good = f"The last good checkpoint is {tmp_path}/checkpoint-2. "
     if factor == 1e30:
         assert names == [f"checkpoint-{step}" for step in (2, 3, 4, 5, 6)]
-        assert f"4 steps in a row had a loss or gradient that was not finite. {good}To go on from it delete " in str(
+        assert f"4 steps in a row had a loss or gradient that was not finite. {good}To resume from it, delete " in str(
             error.value
         )
         assert "delete checkpoint-3, checkpoint-4, checkpoint-5, checkpoint-6. Lower the learning_rate" in str(
