@@ -1,6 +1,5 @@
 """A saved model as the start of a run, for other texts, longer rows or another vocabulary."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
