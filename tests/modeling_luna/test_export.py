@@ -76,10 +76,15 @@ def dynamic_shapes(batch: dict[str, torch.Tensor], dimensions: tuple) -> dict[st
 @pytest.mark.parametrize(
     ("kind", "masked", "dimensions"),
     [
-        *(pytest.param(kind, True, RANGES, marks=() if kind in FAST else pytest.mark.slow) for kind in KINDS),
+        *(
+            pytest.param(kind, True, RANGES, marks=() if kind in FAST else pytest.mark.slow)
+            for kind in KINDS
+            if kind != "base_absorbed"  # under strict=True torch does not see that its folded maps have two slots
+        ),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
+                ("base_absorbed", True, DYNAMIC),
                 ("base", True, DYNAMIC),
                 ("base", False, DYNAMIC),
                 ("base", False, RANGES),
