@@ -50,11 +50,11 @@ class LunaTokenizer(RobertaTokenizer):
         trained = super(LunaTokenizer, whole).train_new_from_iterator(*args, **kwargs)
         bpe = json.loads(trained.backend_tokenizer.to_str())["model"]
         tokens = sorted(bpe["vocab"], key=lambda token: (token == trained.mask_token, bpe["vocab"][token]))
-        return type(self)(
-            vocab={token: index for index, token in enumerate(tokens)},
-            merges=[tuple(merge) for merge in bpe["merges"]],
-            **trained.init_kwargs,
-        )
+        vocab = {token: index for index, token in enumerate(tokens)}
+        # Without those that were added to the old one, which are no part of the new one.
+        added = {vocab[str(token)]: token for token in trained.added_tokens_decoder.values() if str(token) in vocab}
+        merges = [tuple(merge) for merge in bpe["merges"]]
+        return type(self)(vocab=vocab, merges=merges, **(trained.init_kwargs | {"added_tokens_decoder": added}))
 
     # Words.
 

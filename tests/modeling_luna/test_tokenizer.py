@@ -223,17 +223,24 @@ def test_trained_anew(bpe: dict, kind: str, tmp_path: Path, size: int):
         assert len(tokenizer(texts[0])["input_ids"]) < 0.5 * len(build(bpe, kind)(texts[0])["input_ids"])
 
 
-def test_trained_anew_with_new_special_tokens(bpe: dict, kind: str):
-    trained = build(bpe, kind).train_new_from_iterator(
+@pytest.mark.parametrize("way", ["built", "loaded"])
+def test_trained_anew_with_other_special_tokens(bpe: dict, kind: str, way: str, tmp_path: Path):
+    built = build(bpe, kind)
+    built.add_tokens(["<word>"])
+    built.add_special_tokens({"extra_special_tokens": [AddedToken("<kept>", rstrip=True)]})
+    built.save_pretrained(tmp_path)
+    trained = WAYS[way](built, tmp_path).train_new_from_iterator(
         OTHERS, 310, new_special_tokens=["<entity>"], special_tokens_map={"<unk>": "[UNK]"}
     )
-    assert len(trained) == 310
+    assert len(trained) == trained.vocab_size == 310
     assert trained.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "[UNK]"]) == [0, 1, 2, 3]
     assert trained.unk_token == "[UNK]"
-    entity = trained.convert_tokens_to_ids("<entity>")
-    assert entity not in (3, 309)
-    assert entity in trained("the<entity> thing")["input_ids"]
+    assert not {"<word>", "<unk>"} & set(trained.get_vocab())
     assert trained.mask_token_id == 309
+    kept, entity = trained.convert_tokens_to_ids(["<kept>", "<entity>"])
+    assert {kept, entity} <= set(trained.all_special_ids)
+    ids = trained("the<entity> thing <kept> <mask>")["input_ids"]
+    assert entity in ids and ids[-3:] == [kept, 309, 2]  # the spaces belong to <kept> and <mask>
 
 
 def test_added_tokens(bpe: dict, kind: str, tiny_model: Callable, tmp_path: Path):
