@@ -37,10 +37,10 @@ def apply_dropout(module: nn.Dropout, states: torch.Tensor) -> torch.Tensor:
 
 def apply_convolution(module: nn.Conv1d, states: torch.Tensor) -> torch.Tensor:
     """A depthwise `Conv1d` of odd width that keeps the length, over states (batch, n, channels)."""
-    if not is_plain(module) or not (runs_eagerly() or torch.compiler.is_dynamo_compiling()):
+    if not is_plain(module):
         return module(states.transpose(1, 2)).transpose(1, 2)
     width = module.kernel_size[0]
-    if not runs_eagerly():
+    if states.device.type == "cpu" and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         # Inductor cannot take a convolution of changing length backward on a CPU, but fuses these products.
         padded = nn.functional.pad(states, (0, 0, width // 2, width // 2))
         products = [padded[:, i : i + states.shape[1]] * module.weight[:, 0, i] for i in range(width)]

@@ -212,6 +212,52 @@ def test_compiled_training_step(tiny_model: Callable, sparse: bool, use_reentran
     torch.testing.assert_close(*results, **TOLERANCE)
 
 
+def loss_and_gradients(run: Callable, model: LunaForMaskedLM, batch: dict) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    model.zero_grad()
+    loss = run(**batch).loss
+    loss.backward()
+    return loss, [parameter.grad for parameter in model.parameters()]
+
+
+def labelled(batch: dict) -> dict:
+    """With a label at every third token."""
+    input_ids = batch["input_ids"]
+    unlabelled = (torch.arange(input_ids.numel()) % 3 > 0).view_as(input_ids)
+    if "attention_mask" in batch:
+        unlabelled |= batch["attention_mask"] == 0
+    return batch | {"labels": input_ids.masked_fill(unlabelled, -100)}
+
+
+def test_one_graph_for_every_number_of_labels(tiny_model: Callable):
+    fields = {"sparse_prediction": True, "conv_kernel_size": 3, "num_hidden_layers": 1}
+    model = tiny_model(LunaForMaskedLM, "sdpa", **fields).train()
+    backend = CountingBackend()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    for shape in SHAPES[:3]:
+        batch = labelled(batch_of(*shape))
+        expected = loss_and_gradients(model, model, batch)
+        torch.testing.assert_close(loss_and_gradients(compiled, model, batch), expected, **TOLERANCE)
+    assert len(backend.graphs) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inputs", ["padding", "full rows", "documents"])
+def test_inductor_trains_with_dynamic_shapes(tiny_model: Callable, inputs: str):
+    """With convolutions, whose backward pass inductor cannot take there."""
+    model = tiny_model(LunaForMaskedLM, "sdpa", sparse_prediction=True, conv_kernel_size=5).train()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    if inputs == "documents":
+        batches = [documents_of(lengths) for lengths in DOCUMENTS]
+    else:
+        batches = [batch_of(*shape) for shape in SHAPES]
+    for batch in batches:
+        if inputs == "full rows":
+            del batch["attention_mask"]
+        batch = labelled(batch)
+        expected = loss_and_gradients(model, model, batch)
+        torch.testing.assert_close(loss_and_gradients(compiled, model, batch), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["default", "all"])
 def test_inductor(tiny_model: Callable, variant: str):
