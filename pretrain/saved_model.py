@@ -1,6 +1,5 @@
 """A saved model as the start of a run, for other texts, longer rows or another vocabulary."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from common.errors import reason_of
-from common.yaml_config import ConfigurationError, read_json, shown, suggest
+from common.yaml_config import ConfigurationError, read_json, suggest
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import IGNORED_MODEL_KEYS, PretrainConfig
 from pretrain.data.tokenizer import TokenizerError, load_tokenizer
@@ -36,7 +34,7 @@ def saved_folder(init_from: str) -> Path:
     Raises:
         ConfigurationError: where it is neither a folder nor on the Hub.
     """
-    if os.path.isdir(init_from):
+    if Path(init_from).is_dir():
         return Path(init_from)
     model_id, _, revision = init_from.partition("@")
     try:
@@ -48,7 +46,7 @@ def saved_folder(init_from: str) -> Path:
         )
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"init_from: {shown(init_from)} is no folder, and cannot be loaded from the Hub: {reason_of(error)}"
+            f"init_from: {init_from} is no folder, and cannot be loaded from the Hub: {error}"
         ) from error
     return Path(folder)
 
