@@ -49,6 +49,7 @@ PEAKS: tuple[tuple[str, tuple[float | None, float | None, float]], ...] = (
 )
 # Of control groups, version 2 and 1.
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+TIMINGS = 3  # of which the fastest counts
 PRODUCT_ROWS, PRODUCT_SIZE = 4096, 1024  # the product that is timed is one of so many rows with a square matrix
 
 
@@ -134,6 +135,34 @@ def measure_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5
                 float(result[(0,) * result.ndim])
                 times.append(time.perf_counter() - started)
     return 2 * PRODUCT_ROWS * PRODUCT_SIZE**2 / min(times)
+
+
+def time_by_threads(work: Callable[[], object], others: bool = True) -> dict[int, float]:
+    """The seconds that some work takes by the number of threads of this process: the present number, and half of it,
+    and so on as long as that is faster.
+
+    Where other programs use the cores, threads that wait for each other spin, and fewer of them can be several times
+    as fast.
+
+    Args:
+        others: whether other numbers than the present one are tried.
+    """
+    present = threads = torch.get_num_threads()
+    times: dict[int, float] = {}
+    try:
+        while threads and (not times or min(times, key=lambda number: times[number]) == min(times)):
+            torch.set_num_threads(threads)
+            times[threads] = min(_time(work) for _ in range(TIMINGS))
+            threads = threads // 2 if others else 0
+    finally:
+        torch.set_num_threads(present)
+    return times
+
+
+def _time(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def total_memory(device: torch.device) -> int:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from common.durations import duration
 from common.encoders import describe_shape
 from common.flops import training_flops
-from common.hardware import GIB, describe_hardware, peak_flops, peak_memory
+from common.hardware import GIB, describe_hardware, peak_flops, peak_memory, time_by_threads
 from common.signs_of_life import with_progress
 from pretrain.batches import BatchPlan, EvaluationBatches
 from pretrain.configuration import PretrainConfig
@@ -29,6 +29,8 @@ from pretrain.trackers import Trackers
 
 
 SECONDS_BETWEEN_LINES = 15  # where the output is a file and no progress bar is drawn
+WORTH_SAYING = 1.5  # times as fast with fewer threads
+SLOW = 1 / 3  # of the speed in the plan
 
 
 def print_plan(
@@ -39,11 +41,13 @@ def print_plan(
     accelerator: Accelerator,
     seconds: float,
     schedule: Schedule,
+    advice: str | None = None,
 ):
     """Model, data and steps in a few lines, before the first step.
 
     Args:
         seconds: the expected time of one row.
+        advice: about the threads.
     """
     train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
     sources = ", ".join(source.path for source in config.sources())
@@ -77,29 +81,44 @@ def print_plan(
         + (f", an evaluation every {config.eval_steps:,} steps" if config.eval_steps else ", one evaluation"),
         "Folder": config.output_dir,
     }
+    if advice:
+        lines["Threads"] = advice
     print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines.items()) + "\n", flush=True)
 
 
-def measure_row(model, batch: dict, accelerator: Accelerator) -> float:
-    """Seconds of the forward and backward passes of all processes for a row, from one micro-batch, before training.
+def measure_row(model, batch: dict, accelerator: Accelerator) -> tuple[float, str | None]:
+    """Seconds of the forward and backward passes of all processes for a row, from one micro-batch, before training;
+    and a line about fewer threads where a single process on a CPU is faster with them.
 
     The model is not wrapped yet. It keeps its weights, has no gradients afterwards, and the random state is as before.
     """
     model.train()
     device = accelerator.device
     inputs = to_device(batch, device)
-    times = []
+
+    def compute():
+        with accelerator.autocast():
+            loss = model(**inputs).loss
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    alone = device.type == "cpu" and accelerator.num_processes == 1
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for _ in range(3):
-            started = time.perf_counter()
-            with accelerator.autocast():
-                loss = model(**inputs).loss
-            loss.backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - started)
+        times = time_by_threads(compute, others=alone)
     model.zero_grad(set_to_none=True)
-    return min(times) / (len(batch["labels"]) * accelerator.num_processes)
+    return times[max(times)] / (len(batch["labels"]) * accelerator.num_processes), _advice_on_threads(times)
+
+
+def _advice_on_threads(times: dict[int, float]) -> str | None:
+    present, best = max(times), min(times, key=lambda number: times[number])
+    ratio = times[present] / times[best]
+    if ratio < WORTH_SAYING:
+        return None
+    return (
+        f"{best} of the {present} threads {'is' if best == 1 else 'are'} {ratio:.1f} times as fast as all of them, as "
+        f"other programs use the cores: start with OMP_NUM_THREADS={best} (results then differ in their last digits)"
+    )
 
 
 class Monitor:
@@ -112,6 +131,7 @@ class Monitor:
             counts are brought up to date, on all processes alike.
         manifest: of the prepared data.
         schedule: of the run.
+        expected: tokens per second of the plan, where it is known.
 
     Attributes:
         totals: of the steps since the last log, on the device.
@@ -126,8 +146,11 @@ class Monitor:
         progress: Progress,
         manifest: dict,
         schedule: Schedule,
+        expected: float | None = None,
     ):
         self.config = config
+        self._expected = expected
+        self._slow_lines = 0  # in a row
         self.device = accelerator.device
         self.num_processes = accelerator.num_processes
         self.active = accelerator.is_main_process
@@ -247,6 +270,20 @@ class Monitor:
             }
         )
         self._show(progress, totals.loss, speed, now)
+        self._warn_where_slow(speed)
+
+    def _warn_where_slow(self, speed: float):
+        """Say once that the run is slow, where two lines of metrics in a row are."""
+        if self._expected is None:
+            return
+        self._slow_lines = self._slow_lines + 1 if speed < SLOW * self._expected else 0
+        if self._slow_lines == 2:
+            self.say(
+                f"warning: {speed:,.0f} tokens/s are {speed / self._expected:.0%} of what the plan expects "
+                f"({self._expected:,.0f}): something else uses this machine"
+                + (", where fewer threads (OMP_NUM_THREADS) can be faster" if self.device.type == "cpu" else "")
+            )
+            self._expected = None
 
     def _mfu(self, totals: Totals, seconds: float) -> float | None:
         """The share of the devices' peak that went into the model's own operations; of Luna's alone are they known."""

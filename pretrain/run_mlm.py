@@ -124,9 +124,11 @@ def pretrain(
     if outbox is not None:
         outbox.add_missing()
     checkpoint = checkpoints.find()
+    expected = None
     if main_process:
-        seconds = measure_row(model, TrainingBatches(rows, masking, plan)[0][0], accelerator)
-        print_plan(config, model, manifest, plan, accelerator, seconds, schedule)
+        seconds, advice = measure_row(model, TrainingBatches(rows, masking, plan)[0][0], accelerator)
+        expected = config.max_length / seconds
+        print_plan(config, model, manifest, plan, accelerator, seconds, schedule, advice)
     if checkpoint is not None:
         checkpoints.load_model(checkpoint, model)
     wrapped_model, optimizer = accelerator.prepare(model, build_optimizer(model, config))
@@ -134,7 +136,7 @@ def pretrain(
     progress = Progress()
     if checkpoint is not None:
         progress = checkpoints.load_state(checkpoint, wrapped_model, optimizer, average)
-    monitor = Monitor(config, accelerator, wrapped_model, progress, manifest, schedule)
+    monitor = Monitor(config, accelerator, wrapped_model, progress, manifest, schedule, expected)
     run = Run(
         accelerator=accelerator,
         config=config,

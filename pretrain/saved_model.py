@@ -12,9 +12,8 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
-from common.errors import reason_of
 from common.files import check_model_files, is_folder
-from common.yaml_config import ConfigurationError, read_json, shown, suggest
+from common.yaml_config import ConfigurationError, read_json, suggest
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import IGNORED_MODEL_KEYS, PretrainConfig
 from pretrain.data.tokenizer import TokenizerError, load_tokenizer
@@ -50,7 +49,7 @@ def saved_folder(init_from: str) -> Path:
         )
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"init_from: {shown(init_from)} is no folder, and cannot be loaded from the Hub: {reason_of(error)}"
+            f"init_from: {init_from} is no folder, and cannot be loaded from the Hub: {error}"
         ) from error
     return Path(folder)
 

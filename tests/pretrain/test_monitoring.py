@@ -17,7 +17,7 @@ import pytest
 import torch
 from run_records import timeless
 
-from common import signs_of_life
+from common import hardware, signs_of_life
 from common.durations import duration
 from common.flops import training_flops
 from modeling_luna import LunaConfig, LunaForMaskedLM
@@ -72,6 +72,7 @@ def build_monitor(build_config: Callable, tmp_path: Path, clock: Clock) -> Calla
         total: int | None = 20,
         hours: float | None = None,
         progress: Progress | None = None,
+        expected: float | None = None,
         **more,
     ):
         for key, value in more.items():
@@ -86,7 +87,7 @@ def build_monitor(build_config: Callable, tmp_path: Path, clock: Clock) -> Calla
         progress = progress or Progress(step=step)
         config.max_steps, config.max_train_hours, config.warmup_steps = total, hours, None
         schedule = Schedule.from_config(config, BatchSizes.from_config(config))
-        return Monitor(config, accelerator, model, progress, MANIFEST, schedule), progress
+        return Monitor(config, accelerator, model, progress, MANIFEST, schedule, expected), progress
 
     return build
 
@@ -488,10 +489,53 @@ def test_a_row_is_timed_without_a_trace(build_config: Callable, tmp_path: Path):
     ids = torch.randint(3, 400, (4, 32))
     state = torch.get_rng_state()
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=2, autocast=nullcontext)
-    assert 0 < measure_row(model, {"input_ids": ids, "labels": ids}, accelerator) < 10
+    seconds, advice = measure_row(model, {"input_ids": ids, "labels": ids}, accelerator)
+    assert 0 < seconds < 10 and advice is None
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "advice"),
+    [
+        ({4: 0.9, 2: 0.8, 1: 0.3}, "1 of the 4 threads is 3.0 times as fast as all of them, as other programs use"),
+        ({4: 0.9, 2: 0.5, 1: 0.6}, "2 of the 4 threads are 1.8 times as fast as all of them, as other programs use"),
+        ({4: 0.3, 2: 0.6, 1: 1.2}, None),
+        ({4: 0.4, 2: 0.3, 1: 0.6}, None),
+        ({1: 1.0}, None),
+    ],
+)
+def test_advice_where_fewer_threads_are_faster(
+    build_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: dict, advice: str | None
+):
+    """On a clock that each pass moves on by the seconds of the present number of threads."""
+    clock, threads = Clock(), [max(seconds)]
+    monkeypatch.setattr(hardware, "time", clock)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    model = LunaForMaskedLM(LunaConfig(**build_config(tmp_path).model, vocab_size=400))
+
+    def pass_time(*arguments):
+        clock.now += seconds[threads[-1]]
+
+    model.register_forward_hook(pass_time)
+    ids = torch.randint(3, 400, (4, 32))
+    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, autocast=nullcontext)
+    row, line = measure_row(model, {"input_ids": ids, "labels": ids}, accelerator)
+    assert row == pytest.approx(seconds[max(seconds)] / 4) and threads[-1] == max(seconds)
+    assert (line is None) == (advice is None) and (advice is None or line.startswith(advice))
+
+
+def test_a_run_that_becomes_slow_is_said_once(build_monitor: Callable, capsys):
+    monitor, progress = build_monitor(logging_steps=1, expected=TOKENS)
+    for seconds in (1.0, 4.0, 1.0, 4.0, 4.0, 4.0, 4.0):
+        do_step(monitor, progress, result(2.0), seconds=seconds)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert lines == [
+        f"warning: 120 tokens/s are 25% of what the plan expects ({TOKENS}): something else uses this machine, where "
+        "fewer threads (OMP_NUM_THREADS) can be faster"
+    ]
 
 
 @pytest.mark.parametrize(("total", "hours"), [(20, None), (None, 0.5)])
