@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which code a saved folder names, and carries for `trust_remote_code=True`."""
 
+import inspect
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -28,6 +28,6 @@ def class_reference(referred: type) -> str:
 
 def copy_code(referred: type, folder: str | os.PathLike):
     """Copy the file of a class, and those that it imports by `from .FILE import`, into the folder."""
-    source = sys.modules[referred.__module__].__file__
+    source = inspect.getfile(referred)
     for file in (source, *get_relative_import_files(source)):
         shutil.copyfile(file, Path(folder) / Path(file).name)

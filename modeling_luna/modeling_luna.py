@@ -953,7 +953,7 @@ class LunaPreTrainedModel(PreTrainedModel):
         A subclass is saved as the nearest class of Luna, unless `register_for_auto_class` was called on it.
         """
         saved_class = registered_class(type(self), default=LunaModel)
-        auto_classes = AUTO_CLASSES | {saved_class._auto_class: saved_class}
+        auto_classes = AUTO_CLASSES | {vars(saved_class)["_auto_class"]: saved_class}
         self.config.auto_map = {name: class_reference(model_class) for name, model_class in auto_classes.items()}
         self.config.saved_model_classes = (saved_class, LunaModel)
         # Transformers tells tied weights by their memory, which is no longer one where shards were gathered.

@@ -35,7 +35,7 @@ except ImportError:  # before 5.4, where a configuration is no dataclass
 
         def __init_subclass__(cls, **kwargs):
             super().__init_subclass__(**kwargs)
-            strict_dataclass(dataclass(cls, repr=False), accept_kwargs=True)
+            strict_dataclass(accept_kwargs=True)(dataclass(cls, repr=False))
 
         def __post_init__(self, **kwargs):
             transformers.PreTrainedConfig.__init__(self, **kwargs)
@@ -59,8 +59,9 @@ except ImportError:  # before 5.2, where one decorator does both
         @functools.wraps(forward)
         def forward_with_all_flags(self, *args, **kwargs):
             """A flag that is not given would be that of `output_attentions`."""
-            flags = {flag: getattr(self.config, flag, False) for flag in map("output_{}".format, self._can_record_outputs)}
-            return captured(self, *args, **flags | kwargs)
+            flags = [f"output_{name}" for name in self._can_record_outputs]
+            kwargs = {flag: getattr(self.config, flag, False) for flag in flags} | kwargs
+            return captured(self, *args, **kwargs)
 
         return forward_with_all_flags
 
@@ -86,3 +87,16 @@ if "allow_is_bidirectional_skip" not in inspect.signature(create_bidirectional_m
         """A mask that is true everywhere is always left out, so that a GPU is waited for to know it."""
         create_mask = transformers.masking_utils.create_bidirectional_mask
         return create_mask(config, inputs_embeds, attention_mask, encoder_hidden_states)
+
+
+__all__ = [
+    "ALL_ATTENTION_FUNCTIONS",
+    "OLDEST_RELEASES",
+    "OutputRecorder",
+    "PreTrainedConfig",
+    "TokenizersBackend",
+    "capture_outputs",
+    "create_bidirectional_mask",
+    "merge_with_config_defaults",
+    "strict",
+]

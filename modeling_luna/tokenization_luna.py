@@ -153,7 +153,7 @@ class LunaTokenizer(RobertaTokenizer):
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
     def _save_pretrained(
-        self, save_directory: str | os.PathLike, file_names: tuple[str, ...], **kwargs: Any
+        self, save_directory: str | os.PathLike, file_names: tuple[str, ...], *args: Any, **kwargs: Any
     ) -> tuple[str, ...]:
         """Name a class whose code is in the folder; `file_names` begins with the configuration's file."""
         saved_class = registered_class(type(self), default=LunaTokenizer)
@@ -165,7 +165,7 @@ class LunaTokenizer(RobertaTokenizer):
         stored["auto_map"] = {"AutoTokenizer": [class_reference(saved_class), None]}
         text = json.dumps(stored, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         path.write_text(text, encoding="utf-8")
-        return super()._save_pretrained(save_directory=save_directory, file_names=file_names, **kwargs)
+        return super()._save_pretrained(save_directory, file_names, *args, **kwargs)
 
 
 def with_spaces(words: Any) -> Any:

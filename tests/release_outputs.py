@@ -29,9 +29,7 @@ def numbers(tensors: Iterable[torch.Tensor]) -> list[list[float]]:
 
 
 def masked_lm(folder: Path, batch: dict[str, torch.Tensor], attn_implementation: str, **trust: bool) -> dict:
-    model = transformers.AutoModelForMaskedLM.from_pretrained(
-        folder, attn_implementation=attn_implementation, **trust
-    )
+    model = transformers.AutoModelForMaskedLM.from_pretrained(folder, attn_implementation=attn_implementation, **trust)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     outputs = model(**batch, labels=labels)
     outputs.loss.backward()
@@ -40,9 +38,9 @@ def masked_lm(folder: Path, batch: dict[str, torch.Tensor], attn_implementation:
         "loss and logits": numbers([outputs.loss, outputs.logits]),
         "gradients": [parameter.grad.norm().item() for parameter in model.parameters()],
     }
-    positions = torch.arange(6).repeat(2).unsqueeze(0)
+    two_documents = torch.arange(5).repeat(2).unsqueeze(0)
     with torch.no_grad():
-        found["documents"] = numbers([model(batch["input_ids"][:1, :12], position_ids=positions).logits])
+        found["documents"] = numbers([model(batch["input_ids"][:1, :10], position_ids=two_documents).logits])
         found["tuple"] = numbers(model(**batch, return_dict=False))
         if attn_implementation == "eager":
             flags = ("hidden_states", "attentions", "packed_hidden_states", "pack_attentions")

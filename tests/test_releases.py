@@ -24,9 +24,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/compatibility.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RANGES = {Requirement(line).name: Requirement(line).specifier for line in PROJECT["dependencies"]}
-TRIED = [
-    (Version(row[1]), [Version(release) for release in row[2].split(", ")], row[3]) for row in ROW.finditer(PAGE)
-]
+TRIED = [(Version(row[1]), [Version(release) for release in row[2].split(", ")], row[3]) for row in ROW.finditer(PAGE)]
 
 
 def constrained(package: str) -> Version:

@@ -3,9 +3,9 @@
 """Try Luna with other releases of Transformers: python tests/try_releases.py [RELEASE ...]
 
 Without arguments: the releases of the table in docs/compatibility.md. Each is installed from the package index into a
-folder of its own (250 MB) and runs with everything else as it is in this environment: once with the package, once with
-the code of a saved folder alone. The numbers must be those of this environment; a release that is too old must end in
-the sentence that says so. Exit code 1 where that is not so.
+folder of its own (250 MB, kept in the temporary folder), and runs with everything else as it is in this environment:
+once with the code of a saved folder alone, once with the package. The numbers must be those of this environment; a
+release that is too old must end in the sentence that says so. Exit code 1 where that is not so.
 """
 
 import json
@@ -67,6 +67,17 @@ def make_models(folder: Path):
     ).save_pretrained(folder / "classifier")
 
 
+def install(release: str) -> Path:
+    packages = Path(tempfile.gettempdir()) / "luna-releases" / release
+    if not packages.is_dir():
+        packages.parent.mkdir(exist_ok=True)
+        partial = tempfile.mkdtemp(dir=packages.parent)
+        pip = [sys.executable, "-m", "pip", "install", "-qq", "--target", partial, f"transformers=={release}"]
+        subprocess.run(pip, check=True)
+        os.rename(partial, packages)
+    return packages
+
+
 def run(models: Path, code: str, packages: Path | None) -> tuple[dict | None, str]:
     """The numbers, and what the process wrote to its standard error."""
     paths = [str(path) for path in (packages, ROOT if code == "package" else None) if path is not None]
@@ -98,22 +109,21 @@ def verdict(release: str, numbers: dict | None, error: str, expected: dict) -> s
 
 
 def main() -> int:
-    releases = sys.argv[1:] or releases_in_the_table()
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"
         make_models(models)
-        expected = {code: run(models, code, packages=None) for code in ("folder", "package")}
-        for release in releases:
-            packages = Path(folder) / release
-            install = [sys.executable, "-m", "pip", "install", "-qq", "--target", packages, f"transformers=={release}"]
-            subprocess.run(install, check=True, capture_output=True)
-            verdicts = [
-                verdict(release, *run(models, code, packages), reference or {"failed here": error})
-                for code, (reference, error) in expected.items()
-            ]
-            print(f"{release}: saved folder: {verdicts[0]}; package: {verdicts[1]}", flush=True)
-            failed |= any(text.startswith("FAILED") for text in verdicts)
+        expected = {}
+        for code in ("folder", "package"):
+            expected[code], error = run(models, code, packages=None)
+            if expected[code] is None:
+                sys.exit(error)
+        for release in sys.argv[1:] or releases_in_the_table():
+            packages = install(release)
+            for code in ("folder", "package"):
+                result = verdict(release, *run(models, code, packages), expected[code])
+                print(f"{release}, {code}: {result}", flush=True)
+                failed |= result.startswith("FAILED")
     return int(failed)
 
 

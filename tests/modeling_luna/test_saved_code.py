@@ -23,8 +23,6 @@ from modeling_luna import (
     LunaConfig,
     LunaForMaskedLM,
     LunaForSequenceClassification,
-    LunaModel,
-    LunaPreTrainedModel,
     LunaTokenizer,
 )
 from modeling_luna.modeling_luna import AUTO_CLASSES
@@ -237,7 +235,7 @@ def test_subclass_of_the_tokenizer(
     assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-# Arguments: folders of masked-LM models. Loads each, saves it again from a subclass, loads that, and prints the logits.
+# Arguments: folders of masked-LM models. Loads each, saves it from a subclass, loads that, and prints the logits.
 WITHOUT_THE_PACKAGE = """
 import json, sys
 
