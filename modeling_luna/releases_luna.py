@@ -94,7 +94,7 @@ __all__ = [
     "OLDEST_RELEASES",
     "OutputRecorder",
     "PreTrainedConfig",
-    "TokenizersBackend",
+    "RobertaTokenizer",
     "capture_outputs",
     "create_bidirectional_mask",
     "merge_with_config_defaults",
