@@ -1,4 +1,4 @@
-"""Checksums of what a run writes and reads back: what has changed since is not believed.
+"""Checksums of what is written and read back: what has changed since is not believed.
 
 JSON holds that of its other values under `xxh3`; a text has it in a first line of its own. What earlier releases wrote
 has none.
@@ -35,17 +35,18 @@ def is_as_written(text: str) -> bool:
     return not text.startswith(FIRST_LINE) or text == with_first_line(text.partition("\n")[2])
 
 
+def hash_file(path: Path) -> str:
+    """The hash of a file, in bounded memory."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def digests(folder: Path) -> dict[str, str]:
     """A hash of each file of a folder, by its place in there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    result = {}
-    for path in files:
-        digest = xxhash.xxh3_128()
-        with open(path, "rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-        result[str(path.relative_to(folder))] = digest.hexdigest()
-    return result
+    return {str(path.relative_to(folder)): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def find_change(folder: Path, written: dict[str, str]) -> str | None:

@@ -1,7 +1,6 @@
 """Files and folders that are whole or not there."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
+from common.checksums import KEY, take_checksum, with_checksum
 from common.errors import UserError, is_disk_full
 
 
@@ -171,8 +171,8 @@ def write_json(path: Path, value: object):
 
 
 def write_checked_json(path: Path, value: dict[str, Any]):
-    """Write a mapping as JSON together with its hash, by which `read_checked_json` knows it again."""
-    write_json(path, {**value, "sha256": _hash_of_json(value)})
+    """Write a mapping as JSON together with its checksum, by which `read_checked_json` knows it again."""
+    write_json(path, with_checksum(value))
 
 
 def read_checked_json(path: Path) -> dict[str, Any]:
@@ -186,16 +186,12 @@ def read_checked_json(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     try:
         value = json.loads(content)
-        right = value.pop("sha256") == _hash_of_json(value)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        right = KEY in value and take_checksum(value)
+    except (ValueError, TypeError, AttributeError, RecursionError):
         right = False
     if not right:
         raise DamagedFile.at(path, "it is not as it was written")
     return value
-
-
-def _hash_of_json(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_folder(folder: Path, fill: Callable[[Path], object]):

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from common.checksums import KEY
 from common.files import write_json
 from common.yaml_config import ConfigurationError
 from finetune_glue.configuration import TRANSFER_FROM, TRANSFER_TO, GlueConfig
 from finetune_glue.results import (
     CELLS,
-    DIGEST,
     ERROR,
     RESULT,
     SEED,
@@ -121,7 +121,7 @@ class Cell:
         if self.init_from_task is None:
             return self.made_from
         start = self.start()
-        return self.made_from | {"start": start.result[DIGEST] if start and start.result else ""}
+        return self.made_from | {"start": start.result[KEY] if start and start.result else ""}
 
     def start(self) -> Run | None:
         """The best of its sources, whose model it starts from, as far as they are finished."""

@@ -6,7 +6,6 @@ highest; ties go to what comes first. All figures are fractions here; tables sho
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import statistics
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.checksums import KEY, take_checksum, with_checksum
 from common.errors import UserError
 from common.files import write_json
 from finetune_glue.tasks import GLUE, TASKS, Task
@@ -25,7 +25,6 @@ ERROR = "error.json"
 MODEL = "model"  # the folder of a cell's fine-tuned model, where it is kept
 PREDICTIONS = "predictions"
 SEED = "seed-"
-DIGEST = "digest"  # key of a result: the SHA-256 of all else in it
 NUMBER = (int, float)
 # What every result must hold, for others to rely on; and what others use where it is there.
 FIELDS: dict[str, type | tuple[type, ...]] = {"metrics": dict, "score": NUMBER, "hyperparameters": dict}
@@ -256,8 +255,7 @@ class DamagedResult(UserError):
 
 def write_result(folder: Path, result: dict) -> dict:
     """Write the result of a cell into its folder, whole or not at all; what was written."""
-    result = json.loads(json.dumps(result))
-    result[DIGEST] = _digest(result)
+    result = with_checksum(json.loads(json.dumps(result)))
     write_json(folder / RESULT, result)
     return result
 
@@ -280,16 +278,11 @@ def read_result(folder: Path) -> dict | None:
     wrong = _wrong_fields(result)
     if wrong:
         raise DamagedResult(f"{path}: {', '.join(wrong)} is missing or of the wrong type")
-    if DIGEST not in result:
-        raise DamagedResult(f"{path} has no digest: an earlier version has written it")
-    if result[DIGEST] != _digest(result):
+    if KEY not in result:
+        raise DamagedResult(f"{path} has no checksum: an earlier version has written it")
+    if not take_checksum(dict(result)):
         raise DamagedResult(f"{path} has been changed since it was written")
     return result
-
-
-def _digest(result: dict) -> str:
-    rest = {key: value for key, value in result.items() if key != DIGEST}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _wrong_fields(result: object) -> list[str]:

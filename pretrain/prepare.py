@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.checksums import hash_file
 from common.errors import UserError, report_user_errors, say
 from common.files import (
     PARTIAL,
@@ -40,7 +41,7 @@ from pretrain.data.manifest import CHECKED, MANIFEST, damaged_files, read_manife
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.parts import Part, split_statistics
 from pretrain.data.row_index import damage_of_index, ensure_index
-from pretrain.data.shard_file import SPLITS, Shard, hash_file, shard_path
+from pretrain.data.shard_file import SPLITS, Shard, shard_path
 from pretrain.data.shards import HASH_RANGE, ShardSettings, ShardWriter
 from pretrain.data.sources import Counts, Source, SourceError
 from pretrain.data.workers import shared_out

@@ -95,7 +95,7 @@ def write_cell(
 def edit_result(folder: Path, **changes):
     """Change a result and its digest; a value of `...` takes the key out."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8")) | changes
-    write_result(folder, {key: value for key, value in result.items() if value is not ... and key != "digest"})
+    write_result(folder, {key: value for key, value in result.items() if value is not ... and key != "xxh3"})
 
 
 def write_predictions(path: Path, task: Task, rows: int):

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from common.checksums import hash_file
 from common.files import DamagedFile, read_back, read_checked_json, write_checked_json, write_json
-from pretrain.data.shard_file import hash_file, shard_path
+from pretrain.data.shard_file import shard_path
 
 
 MANIFEST = "manifest.json"

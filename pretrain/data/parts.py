@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from common.checksums import hash_file
 from common.errors import UserError
 from common.files import PARTIAL, DamagedFile, read_back, read_checked_json
-from pretrain.data.shard_file import SplitArrays, hash_file, shard_path
+from pretrain.data.shard_file import SplitArrays, shard_path
 from pretrain.data.shards import SHARD_BYTES, ShardSettings, ShardTask, record_path
 from pretrain.data.sources import DocumentReader, Source
 

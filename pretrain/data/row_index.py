@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from common.checksums import hash_file
 from common.errors import UserError
 from common.files import (
     DamagedFile,
@@ -21,7 +22,7 @@ from common.files import (
 )
 from pretrain.data.manifest import read_manifest, shards_of
 from pretrain.data.packing import best_fit_rows, full_sentence_rows
-from pretrain.data.shard_file import SPLITS, Shard, SplitArrays, hash_file
+from pretrain.data.shard_file import SPLITS, Shard, SplitArrays
 from pretrain.data.workers import shared_out
 
 
@@ -88,7 +89,7 @@ def damage_of_index(prepared: Path, folder: Path) -> str | None:
         if description["format"] != FORMAT or description["of"] != _belongs_to(prepared, folder.name):
             return "it belongs to other data"
         with read_back(folder / NUMBERS):
-            right = hash_file(folder / NUMBERS) == description["xxh3"]
+            right = hash_file(folder / NUMBERS) == description["numbers"]
     except DamagedFile as error:
         return str(error)
     return None if right else "other bytes than were written"
@@ -116,7 +117,7 @@ def _build(prepared: Path, packing: str, max_length: int, num_proc: int, folder:
         {
             "format": FORMAT,
             "of": _belongs_to(prepared, f"{packing}-{max_length}"),
-            "xxh3": digest.hexdigest(),
+            "numbers": digest.hexdigest(),
             "tokens": tokens,
             "shards": shards,
         },

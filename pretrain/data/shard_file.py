@@ -23,7 +23,6 @@ SPLITS = ("train", "validation")
 BLOCK_BYTES = 2**16  # that are checked at once: some microseconds
 HASH_TYPE = np.dtype("<u8")
 OPEN_SHARDS = 128  # maps of a process, each of which holds a file descriptor
-HASH_CHUNK_BYTES = 2**22
 
 
 class SplitArrays(NamedTuple):
@@ -161,12 +160,3 @@ class OpenShards:
 
 def _hash(data: np.ndarray) -> int:
     return xxhash.xxh3_64_intdigest(data.data)
-
-
-def hash_file(path: Path) -> str:
-    """The hash of a file, in bounded memory."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -5,9 +5,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from common.checksums import hash_file
 from common.errors import UserError
 from common.files import locked, read_checked_json, write_checked_json
-from pretrain.data.shard_file import hash_file
 
 
 MEMORY = "sources.json"

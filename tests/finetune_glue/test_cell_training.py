@@ -38,7 +38,7 @@ cell_two_ranks = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(cell_two_ranks)
 
 PEERS = ("luna", "roberta", "bert", "modernbert", "distilbert", "nystromformer")
-VARYING = ("seconds", "tokens_per_second", "digest")
+VARYING = ("seconds", "tokens_per_second", "xxh3")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 LEARNS = {
     "learning_rate": 1e-2,

@@ -233,10 +233,10 @@ def test_an_edited_or_old_result_is_run_again_and_kept_beside(run: Run, capsys: 
     )
     assert (path.parent / "result.old.json").read_text(encoding="utf-8") == edited
     assert read_result(path.parent)["score"] == 0.5
-    old = {key: value for key, value in json.loads(edited).items() if key not in ("digest", "made_from")}
+    old = {key: value for key, value in json.loads(edited).items() if key not in ("xxh3", "made_from")}
     path.write_text(json.dumps(old), encoding="utf-8")
     assert run() == ["own 1"]
-    assert f"since {path} has no digest: an earlier version has written it" in capsys.readouterr().out
+    assert f"since {path} has no checksum: an earlier version has written it" in capsys.readouterr().out
 
 
 def test_data_that_change_while_a_call_is_running_fail_its_cells(run: Run, capsys: pytest.CaptureFixture):

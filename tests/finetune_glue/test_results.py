@@ -136,8 +136,8 @@ def test_damaged_result_counts_as_missing(
         ({"score": 0.9}, "has been changed since it was written"),
         ({"metrics": {"validation": {"loss": 0.5, "accuracy": 0.9}}}, "has been changed since it was written"),
         ({"seed": 2}, "has been changed since it was written"),
-        ({"digest": "0" * 64}, "has been changed since it was written"),
-        ({"digest": None}, "has no digest: an earlier version has written it"),
+        ({"xxh3": "0" * 64}, "has been changed since it was written"),
+        ({"xxh3": None}, "has no checksum: an earlier version has written it"),
     ],
 )
 def test_a_result_that_was_edited_does_not_count(
@@ -149,7 +149,7 @@ def test_a_result_that_was_edited_does_not_count(
     (group,) = read_results(tmp_path).groups
     assert [run.seed for run in group.missing] == [1] and group.score is None
     assert f"{path} {message}: its cell counts as missing and is run again" in capsys.readouterr().out
-    write_result(path.parent, {key: value for key, value in content.items() if key != "digest"})
+    write_result(path.parent, {key: value for key, value in content.items() if key != "xxh3"})
     assert len(read_results(tmp_path).groups[0].finished) == 1
 
 
