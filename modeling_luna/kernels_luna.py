@@ -23,15 +23,15 @@ PLAIN_FORWARDS: dict[type[nn.Module], Callable] = {kind: kind.forward for kind i
 
 def apply_linear(module: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     """`module(states)` of a linear map, by oneDNN where that is faster."""
-    if is_plain(module) and prefers_onednn(states, module.weight):
+    if type(module) is nn.Linear and prefers_onednn(states, module.weight) and is_plain(module):
         return onednn_linear(states, module.weight, module.bias)
     return module(states)
 
 
 def apply_dropout(module: nn.Dropout, states: torch.Tensor) -> torch.Tensor:
     """`module(states)` of a dropout, with fewer draws on a CPU."""
-    if is_plain(module) and not module.inplace:
-        return fast_dropout(states, module.p, module.training)
+    if module.training and is_plain(module) and not module.inplace:
+        return fast_dropout(states, module.p, training=True)
     return module(states)
 
 
@@ -71,7 +71,7 @@ def is_plain(module: nn.Module) -> bool:
         and not (module._forward_pre_hooks or module._forward_hooks)
         and not (module._backward_pre_hooks or module._backward_hooks)
         and not _has_any_global_hook()
-        and all(is_plain_tensor(weight) for weight in module.parameters(recurse=False))
+        and all(is_plain_tensor(weight) for weight in module._parameters.values() if weight is not None)
     )
 
 
