@@ -9,7 +9,7 @@ import xxhash
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.files import check_model_files
 from modeling_luna import LunaTokenizer
 from pretrain.data.sources import DocumentReader, Source
@@ -111,14 +111,18 @@ def train_tokenizer(
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Load a given tokenizer from a folder or the Hub; it must have the special tokens that masking needs."""
+    """Load a given tokenizer from a folder or the Hub; it must have the special tokens that masking needs.
+
+    Code that it brings along is never run.
+    """
     check_model_files(name_or_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise TokenizerError(
-            f"tokenizer: {name_or_path} cannot be loaded as a folder or from the Hub: {error}"
-        ) from error
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception as error:  # files that are damaged, or not what they should be, end in errors of any type
+        problem = f"cannot be loaded as a folder or from the Hub: {reason_of(error)}"
+        if "trust_remote_code" in str(error):
+            problem = "brings code of its own, which is not run here: give a tokenizer that Transformers knows."
+        raise TokenizerError(f"tokenizer: {name_or_path} {problem}") from error
     if not tokenizer.is_fast:
         raise TokenizerError(f"tokenizer: {name_or_path} has no fast version, which preparation needs.")
     missing = [name for name in ("mask_token", "pad_token") if getattr(tokenizer, name) is None]

@@ -408,6 +408,8 @@ def run_together(work: Callable[[], T], one_by_one: bool = False) -> T:
         result = work()
     except (ModelError, OSError, ValueError, SafetensorError) as error:
         problem = str(error).strip() or type(error).__name__
+        if "trust_remote_code" in problem:
+            problem = "it brings code of its own; give --trust_remote_code if it may run here"
     except StrictDataclassError as error:
         problem = f"its configuration cannot be used: {error.__cause__ or error}"
     except torch.OutOfMemoryError as error:
