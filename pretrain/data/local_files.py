@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 
 from common.errors import UserError
@@ -137,8 +138,8 @@ def _refuse_saved_datasets(files: list[str]):
         of_splits = name == SAVED_SPLITS
         if of_splits or (name == SAVED_DATASET and os.path.exists(os.path.join(folder, "dataset_info.json"))):
             split = "['train']" if of_splits else ""
+            code = f"from datasets import load_from_disk; load_from_disk({folder!r}){split}.to_parquet('text.parquet')"
             raise SourceError(
                 f"{folder}: this is a dataset that `save_to_disk` wrote, whose Arrow files are not read. Make a "
-                'Parquet file of it: python -c "from datasets import load_from_disk; '
-                f"load_from_disk({folder!r}){split}.to_parquet('text.parquet')\""
+                f"Parquet file of it: python -c {shlex.quote(code)}"
             )

@@ -128,9 +128,8 @@ def missing_column(place: str, file: str, column: str, columns: Iterable[str]) -
 
 def repeated_column(place: str, file: str, column: str) -> BadRecord:
     """Of two columns of one name nobody can say which is meant."""
-    return BadRecord(
-        file, "repeated column", f"{place}: the column {column!r} is there more than once. Rename the others"
-    )
+    message = f"{place}: there is more than one column {column!r}. Rename those that are not to be read"
+    return BadRecord(file, "repeated column", message)
 
 
 def too_long(place: str, file: str) -> BadRecord:

@@ -17,15 +17,20 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from common.files import read_checked_json
 from modeling_luna import LunaTokenizer
+from pretrain import identity as identities
 from pretrain import prepare as prepare_module
 from pretrain.configuration import PretrainConfig
 from pretrain.data import parts
+from pretrain.data.manifest import write_manifest
 from pretrain.data.packed_data import PackedRows
+from pretrain.data.packing import PACKINGS
 from pretrain.data.parts import entropy
+from pretrain.data.shard_file import hash_file
 from pretrain.data.sources import Source, SourceError
 from pretrain.data.tokenizer import load_tokenizer, sample_texts
-from pretrain.prepare import PreparationError, main, prepare, read_manifest
+from pretrain.prepare import PreparationError, main, prepare, read_manifest, verify
 
 
 SPLITS = ("train", "validation")
@@ -206,6 +211,177 @@ def test_other_settings_or_text_give_another_folder(config: PretrainConfig, text
     assert second != first
     assert folders(config) == sorted([first, second])
     assert read_manifest(first)["splits"] != read_manifest(second)["splits"]
+
+
+def test_text_is_known_by_its_content(config: PretrainConfig, text: Path, tmp_path: Path):
+    """Neither its time nor its place makes other data of it; another content of the same size and time does."""
+    prepared = prepare(config)
+    before = times(prepared)
+    text.touch()
+    assert prepare(config) == prepared and times(prepared) == before
+
+    config.data = str(text.rename(tmp_path / "moved.txt"))
+    moved = prepare(config)
+    assert read_manifest(moved)["fingerprint"] == read_manifest(prepared)["fingerprint"]
+    assert [documents_of(moved, split) for split in SPLITS] == [documents_of(prepared, split) for split in SPLITS]
+
+    status = Path(config.data).stat()
+    Path(config.data).write_text(Path(config.data).read_text(encoding="utf-8").replace("moon", "sun!"))
+    os.utime(config.data, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other = prepare(config)
+    assert read_manifest(other)["fingerprint"] != read_manifest(prepared)["fingerprint"]
+    assert "sun!" in " ".join(documents_of(other, "train"))
+
+
+def test_run_resumes_after_its_text_was_touched(
+    build_config: Callable, sentences: Callable, train: Callable, tmp_path: Path
+):
+    text = sentences(tmp_path / "text.txt", documents=60)
+    changes = {"data": str(text), "prepared_dir": str(tmp_path / "prepared"), "save_steps": 2, "warmup_steps": 1}
+    train(build_config(tmp_path / "run", max_steps=2, **changes))
+    text.touch()
+    metrics = train(build_config(tmp_path / "run", max_steps=3, **changes))
+    assert [record["step"] for record in metrics if "loss" in record] == [1, 2, 3]
+
+
+def test_text_that_is_changed_while_it_is_prepared(
+    config: PretrainConfig, text: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def change_text(*arguments):
+        text.write_text(text.read_text(encoding="utf-8") + "\n\nAnother document.\n", encoding="utf-8")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_report_left_out", change_text)
+        with pytest.raises(PreparationError, match="text was changed while it was prepared: run the same command"):
+            prepare(config)
+    assert folders(config) == []
+    assert "Another document." in documents_of(prepare(config), "train")
+
+
+def test_links_out_of_a_folder_of_text_are_told(
+    config: PretrainConfig, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link.txt").symlink_to(text)
+    config.data = str(tmp_path / "data")
+    prepare(config)
+    assert f"{config.data}: links lead to 1 files outside of it: {config.data}/link.txt" in capsys.readouterr().out
+
+
+def test_name_that_is_not_utf8(
+    config: PretrainConfig, text: Path, script: Callable, write_config: Callable, tmp_path: Path
+):
+    """Such bytes come from the command line as surrogates, which neither YAML nor the standard output know."""
+    path = write_config(config, tmp_path / "run.yaml")
+    name = os.fsdecode(b"caf\xe9 \x1b[31m.txt")
+    shutil.copy(text, tmp_path / name)
+    code, output, errors = script("pretrain/prepare.py", path, "--data", str(tmp_path / name))
+    assert code == 0, errors
+    assert f"Reading {tmp_path}/caf\\udce9 \\x1b[31m.txt\n" in output
+    (tmp_path / name).write_bytes(b"\xff")
+    code, _, errors = script("pretrain/prepare.py", path, "--data", str(tmp_path / name))
+    assert code == 2 and f"\nerror: {tmp_path}/caf\\udce9 \\x1b[31m.txt:1: byte 1 of the line" in errors
+
+
+def former_format(config: PretrainConfig) -> Path:
+    """Prepare data, and make of them what the format before wrote: no hashes but those of whole files, in a folder
+    that is named after paths and times."""
+    new = prepare(config)
+    identity = identities.former_identity(config, identities.corpus_identity(config))
+    folder = identities.prepared_folder(config, identity)
+    new.rename(folder)
+    manifest = read_manifest(folder)
+    manifest |= {"identity": identity, "fingerprint": identities.fingerprint(identity)}
+    (folder / "tokenizer" / "files.json").unlink()
+    del manifest["files"]["tokenizer/files.json"]
+    (part,) = manifest["parts"]
+    for number, counts in enumerate(part["shards"]):
+        name = f"{part['folder']}/{number:06}"
+        size = sum(
+            4 * (of["documents"] + 1 + of["sentences"] + 1) + 2 * of["tokens"] for of in map(counts.get, SPLITS)
+        )
+        path = folder / f"{name}.shard"
+        path.write_bytes(path.read_bytes()[:size])
+        facts = manifest["files"][f"{name}.shard"] = {"size": size, "xxh3": hash_file(path)}
+        record = read_checked_json(folder / f"{name}.json") | {"file": facts}
+        (folder / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
+        manifest["files"][f"{name}.json"] = {
+            "size": len(json.dumps(record)),
+            "xxh3": hash_file(folder / f"{name}.json"),
+        }
+    write_manifest(folder, manifest)
+    for index in folder.glob("rows/*/index.json"):
+        description = read_checked_json(index)
+        del description["of"]
+        index.write_text(json.dumps(description | {"format": 1}), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_data_of_the_former_format_are_read(
+    config: PretrainConfig, packing: str, small_shards, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    config.packing = packing
+    former = former_format(config)
+    assert prepare(config) == former and folders(config) == [former]
+    rows = PackedRows.open(former, "train", 32, packing)
+    config.prepared_dir = str(tmp_path / "other")
+    expected = PackedRows.open(prepare(config), "train", 32, packing)
+    everything = np.arange(len(expected))
+    assert len(rows) == len(expected)
+    np.testing.assert_array_equal(rows[everything].ids, expected[everything].ids)
+
+
+def test_damaged_data_of_the_former_format_are_prepared_anew(
+    config: PretrainConfig, small_shards, capsys: pytest.CaptureFixture
+):
+    former = former_format(config)
+    flip_a_byte(sorted(former.glob("part-*/*.shard"))[1])
+    prepared = prepare(config)
+    assert prepared != former and former in folders(config)
+    error = capsys.readouterr().err
+    assert f"{former} was prepared by an earlier version and is damaged: part-" in error
+    assert "The data are prepared anew." in error
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_whole_data_of_another_user_are_used(
+    config: PretrainConfig, open_folder: Path, unwritable: Callable, packing: str, small_shards
+):
+    config.data = str(shutil.copy(config.data, open_folder / "text.txt"))
+    config.prepared_dir, config.packing = str(open_folder / "prepared"), packing
+    prepared = prepare(config)
+    before = times(open_folder)
+    expected = PackedRows.open(prepared, "train", 32, packing)[np.arange(9)].ids
+    with unwritable(open_folder):
+        for _ in range(2):
+            assert prepare(config) == prepared == verify(config)
+            np.testing.assert_array_equal(PackedRows.open(prepared, "train", 32, packing)[np.arange(9)].ids, expected)
+        config.packing = "full_sentences"
+        with pytest.raises(UserError, match=f"{prepared} has no rows full_sentences-32 yet. prepared_dir: the folder"):
+            prepare(config)
+        config.packing, config.validation_share = packing, 0.3
+        with pytest.raises(UserError, match=f"prepared_dir: the folder {config.prepared_dir} cannot be written"):
+            prepare(config)
+    assert times(open_folder) == before
+
+
+def test_data_that_may_not_be_read_are_not_missing(
+    config: PretrainConfig, open_folder: Path, unreadable: Callable, unwritable: Callable
+):
+    config.data = str(shutil.copy(config.data, open_folder / "text.txt"))
+    config.prepared_dir = str(open_folder / "prepared")
+    prepared = prepare(config)
+    with unreadable(prepared), pytest.raises(UserError, match=f"^{prepared} cannot be read: Permission denied.$"):
+        prepare(config)
+    with unreadable(prepared / "manifest.json"), pytest.raises(UserError, match=r"manifest.json cannot be read"):
+        prepare(config)
+    with unreadable(Path(config.data)), pytest.raises(SourceError, match=f"^{config.data} cannot be read: Permission"):
+        prepare(config)
+    (shard,) = prepared.glob("part-*/*.shard")
+    rows = PackedRows.open(prepared, "train", 32)
+    with unreadable(shard), pytest.raises(UserError, match=f"^{shard} cannot be read: Permission denied.$"):
+        rows[np.arange(1)]
 
 
 @pytest.fixture

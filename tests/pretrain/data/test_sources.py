@@ -1,12 +1,14 @@
 """Sources of text: formats, compressions, what a document is, and a clear error for all that can be wrong."""
 
 import bz2
+import codecs
 import csv
 import errno
 import gzip
 import json
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,13 +16,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
 from hub_stand_in import HubStandIn, hub_environment, hub_stand_in
 
-from pretrain.data import file_source, sources
+from pretrain.data import file_source, source_hashes, sources
+from pretrain.data.local_files import files_elsewhere
+from pretrain.data.source_hashes import hashes_of
 from pretrain.data.sources import DocumentReader, Source, SourceError, read_documents, source_identity
 
 
@@ -252,9 +257,93 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, name: str) -> None:
     first_line = {"a.txt": "one", "a.csv": "text", "a.jsonl": '{"text": "one"}'}[name]
     file = write(tmp_path / name, first_line.encode() + b"\ncaf\xe9\n")
     assert error_of(file) == (
-        f"{file}:2: byte 4 of the line (0xe9) is not UTF-8. "
-        "Convert the file, for example by: iconv -f WINDOWS-1252 -t UTF-8 FILE"
+        f"{file}:2: byte 4 of the line (0xe9) is not UTF-8. Mend the line, or, if all of the file has another "
+        "encoding, which the command `file` may tell (WINDOWS-1252 is frequent in the West): "
+        f"Convert it: < {file} iconv -f ENCODING -t UTF-8 > NEW_FILE"
     )
+
+
+ENCODED = {
+    "a.txt": "The first.\n\nÜber das zweite.\n",
+    "b.txt": "Первый текст.\n\nВторой.\n",
+    "c.txt": "第一篇。 一 一。\n\n第二篇。\n",
+    "a.csv": "id,text\n1,one\n2,two\n",
+    "a.jsonl": '{"text": "one"}\n{"text": "two"}\n',
+}
+WIDE = {"UTF-16LE": codecs.BOM_UTF16_LE, "UTF-16BE": codecs.BOM_UTF16_BE, "UTF-32LE": codecs.BOM_UTF32_LE}
+
+
+@pytest.mark.skipif(shutil.which("iconv") is None, reason="needs iconv")
+@pytest.mark.parametrize("with_mark", [True, False])
+@pytest.mark.parametrize("encoding", WIDE)
+@pytest.mark.parametrize("name", ENCODED)
+def test_text_of_several_bytes_a_letter_is_named_and_the_conversion_works(
+    tmp_path: Path, name: str, encoding: str, with_mark: bool
+) -> None:
+    content = WIDE[encoding] * with_mark + ENCODED[name].encode(encoding)
+    for file, data in ((tmp_path / f"a b {name}", content), (tmp_path / f"{name}.gz", gzip.compress(content))):
+        message = error_of(write(file, data))
+        start, command = message.split("Convert it: ")
+        assert start == f"{file}: the text is {encoding}, not UTF-8. "
+        converted = tmp_path / "new" / name
+        converted.parent.mkdir(exist_ok=True)
+        subprocess.run(command.replace("NEW_FILE", str(converted)), shell=True, check=True)
+        assert texts(converted) == texts(write(tmp_path / "expected" / name, ENCODED[name]))
+
+
+def test_zero_bytes_in_text_of_one_byte_a_letter_make_no_other_encoding_of_it(tmp_path: Path) -> None:
+    content = "A text\0 with some\0 zero bytes in it, of which nobody knows what for.\n"
+    assert texts(write(tmp_path / "a.txt", content)) == [content.strip("\n")]
+
+
+REPEATED = {
+    "a.csv": "text,id,text\nold,1,new\n",
+    "a.tsv": "text\tid\ttext\nold\t1\tnew\n",
+    "a.jsonl": '{"text": "old", "more": {"text": 1}, "text": "new"}\n',
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_two_columns_of_one_name(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / name, REPEATED[name])
+    message = f"{file}:1: there is more than one column 'text'. Rename those that are not to be read"
+    assert error_of(file) == message
+    inner = '{"more": {"text": 1}, "text": "one"}\n{"text": "of the key \\"text\\""}\n'
+    assert texts(write(tmp_path / "b.jsonl", inner)) == ["one", 'of the key "text"']
+    # Other columns may have any names.
+    assert texts(write(tmp_path / "b.csv", "id,id,text\n1,2,one\n")) == ["one"]
+
+
+def test_two_columns_of_one_name_in_parquet(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_arrays([pyarrow.array(["old"]), pyarrow.array(["new"])], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert error_of(tmp_path / "a.parquet").startswith(f"{tmp_path}/a.parquet: there is more than one column 'text'")
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_dataset_of_save_to_disk_is_named_and_the_conversion_works(tmp_path: Path, splits: bool) -> None:
+    dataset = datasets.Dataset.from_dict({"text": ["one", "two"]})
+    saved = tmp_path / "data" / "it's saved"
+    (datasets.DatasetDict(train=dataset) if splits else dataset).save_to_disk(saved)
+    message = error_of(tmp_path / "data")
+    start, command = message.split("Make a Parquet file of it: ")
+    assert start == f"{saved}: this is a dataset that `save_to_disk` wrote, whose Arrow files are not read. "
+    assert error_of(saved) == error_of(tmp_path / "data" / "**" / "*.json") == message
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True, cwd=tmp_path)
+    assert texts(tmp_path / "text.parquet") == ["one", "two"]
+
+
+def test_files_that_links_lead_to_elsewhere(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere/a.txt", "one")
+    write(tmp_path / "data/b.txt", "two")
+    (tmp_path / "data/c.txt").symlink_to(tmp_path / "data/b.txt")
+    (tmp_path / "data/d.txt").symlink_to(tmp_path / "elsewhere/a.txt")
+    (tmp_path / "data/e").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for path in ("data", "data/**/*.txt", "link"):
+        base = tmp_path / path.split("/")[0]
+        assert files_elsewhere(Source(str(tmp_path / path))) == [f"{base}/d.txt", f"{base}/e/a.txt"]
+    assert files_elsewhere(Source(str(tmp_path / "data/d.txt"))) == []
 
 
 @pytest.mark.parametrize(
@@ -335,16 +424,50 @@ def test_documents_are_read_one_at_a_time(tmp_path: Path) -> None:
         next(documents)
 
 
-def test_identity_of_files_changes_with_them_and_with_what_is_read(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.txt", "one")
-    os.utime(file, ns=(0, 1_000_000_007))
-    identity = source_identity(Source(str(tmp_path)))
-    assert identity["files"] == [[str(file), 3, 1_000_000_007]]
+def test_identity_of_files_is_their_content_and_how_it_is_read(tmp_path: Path) -> None:
+    file = write(tmp_path / "data/a.txt", "one")
+    source = Source(str(tmp_path / "data"))
+    identity = source_identity(source)
     assert json.loads(json.dumps(identity)) == identity
-    assert source_identity(Source(str(tmp_path), documents="file")) != identity
-    assert source_identity(Source(str(tmp_path), text_column="body")) != identity
     os.utime(file, ns=(0, 1_000_000_008))
-    assert source_identity(Source(str(tmp_path))) != identity
+    assert source_identity(source) == identity
+    shutil.move(tmp_path / "data", tmp_path / "moved")
+    moved = tmp_path / "moved/a.txt"
+    assert source_identity(Source(str(tmp_path / "moved"))) == source_identity(Source(str(moved))) == identity
+    assert source_identity(Source(str(moved), documents="file")) != identity
+    assert source_identity(Source(str(moved), text_column="body")) != identity
+    for name in ("a.jsonl", "a.txt.gz"):
+        assert source_identity(Source(str(write(tmp_path / name, "one")))) != identity
+    status = moved.stat()
+    write(moved, "two")
+    os.utime(moved, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert source_identity(Source(str(moved))) != identity
+
+
+def test_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def hash_file(path: Path) -> str:
+        hashed.append(path.name)
+        return path.read_text(encoding="utf-8")
+
+    monkeypatch.setattr(source_hashes, "hash_file", hash_file)
+    files = [str(write(tmp_path / name, name)) for name in ("a.txt", "b.txt")]
+    memory = tmp_path / "prepared"
+    for _ in range(2):
+        assert hashes_of(files, memory) == hashes_of(files[:1], memory) + ["b.txt"] == ["a.txt", "b.txt"]
+    assert hashed == ["a.txt", "b.txt"]
+    # Another content, of the same size and time.
+    status = os.stat(files[0])
+    write(tmp_path / "a.txt", "c.txt")
+    os.utime(files[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert hashes_of(files, memory) == ["c.txt", "b.txt"]
+    assert hashed == ["a.txt", "b.txt", "a.txt"]
+    # What is remembered is checked, too.
+    remembered = memory / "sources.json"
+    remembered.write_text(remembered.read_text(encoding="utf-8").replace('b.txt"', 'd.txt"'), encoding="utf-8")
+    assert hashes_of(files, memory) == ["c.txt", "b.txt"]
+    assert hashed == ["a.txt", "b.txt", "a.txt", "a.txt", "b.txt"]
 
 
 def test_python_docs_is_a_source() -> None:
