@@ -39,7 +39,7 @@ def test_each_flipped_bit_of_a_mapping_is_found(tmp_path: Path):
             assert str(error).startswith(f"{path} is damaged: it is not as it was written.")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "null", "5", "{}", json.dumps({**VALUE, "sha256": None}), "[" * 9999])
+@pytest.mark.parametrize("content", ["", "[]", "null", "5", "{}", json.dumps({**VALUE, "xxh3": None}), "[" * 9999])
 def test_what_is_no_such_mapping(tmp_path: Path, content: str):
     (tmp_path / "a.json").write_text(content, encoding="utf-8")
     with pytest.raises(DamagedFile, match="not as it was written"):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.checksums import hash_file
 from common.errors import UserError
 from common.files import read_checked_json
 from modeling_luna import LunaTokenizer
@@ -27,7 +28,6 @@ from pretrain.data.manifest import write_manifest
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.packing import PACKINGS
 from pretrain.data.parts import entropy
-from pretrain.data.shard_file import hash_file
 from pretrain.data.sources import Source, SourceError
 from pretrain.data.tokenizer import load_tokenizer, sample_texts
 from pretrain.prepare import PreparationError, main, prepare, read_manifest, verify
@@ -699,7 +699,7 @@ def test_given_tokenizer(config: PretrainConfig, sentences: Callable, tmp_path: 
     assert prepare(config) == prepared
 
 
-@pytest.mark.parametrize(("kilobytes", "whole"), [pytest.param(8, 0, marks=pytest.mark.slow), (36, 1)])
+@pytest.mark.parametrize(("kilobytes", "whole"), [pytest.param(8, 0, marks=pytest.mark.slow), (40, 1)])
 def test_full_disk_while_preparing(
     config: PretrainConfig, small_disk: Callable, write_config: Callable, tmp_path: Path, kilobytes: int, whole: int
 ):
