@@ -131,9 +131,9 @@ class PretrainConfig:
     """Hours over which the trapezoidal schedule falls; null: 10 % of the run."""
     lr_scheduler_type: str = "linear"
     """Schedule after the warm-up: linear, cosine or trapezoidal."""
-    learning_rate: Annotated[float, Range(0, 1000, above=True)] = 6e-4
+    learning_rate: Annotated[float, Range(0, 10**6, above=True)] = 6e-4
     """Learning rate at the end of the warm-up."""
-    min_learning_rate: Annotated[float, Range(0, 1000)] = 0.0
+    min_learning_rate: Annotated[float, Range(0, 10**6)] = 0.0
     """Learning rate at the end of the run."""
 
     # Optimisation: the paper's appendix

@@ -1,6 +1,7 @@
 """The benchmark as it is called, with tiny models, and what a measurement measures."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from benchmarks import speed, speed_case
 from benchmarks.limited_process import OUT_OF_TIME
 from benchmarks.speed_case import Case, is_out_of_memory, measure
 from benchmarks.speed_models import PEERS
+from common.errors import UserError
 
 
 TINY = {"length": 64, "tokens": 256, "layers": 3, "size": "tiny", "steps": 1}
@@ -171,11 +173,7 @@ def test_quick_is_changed_by_other_options():
         (["--device", "cuda"], "--device cuda: torch finds no GPU"),
     ],
 )
-def test_options_that_cannot_be(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+def test_options_that_cannot_be(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(UserError, match=re.escape(message)):
         call(monkeypatch, *arguments)
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err

@@ -19,7 +19,9 @@ from modeling_luna.modeling_luna import AUTO_CLASSES
 
 
 PACKAGE = Path(sys.modules["modeling_luna"].__file__).parent
-CODE_FILES = sorted({path.name for path in PACKAGE.glob("*_luna.py")} - {"tokenization_luna.py"})
+CODE_FILES = sorted(
+    {path.name for path in PACKAGE.glob("*_luna.py")} - {"token_attentions_luna.py", "tokenization_luna.py"}
+)
 AUTO_MAP = {"AutoConfig": "configuration_luna.LunaConfig"} | {
     auto_class: f"modeling_luna.{model_class.__name__}" for auto_class, model_class in AUTO_CLASSES.items()
 }

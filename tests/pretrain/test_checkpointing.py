@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM
 
 from common.checkpointing import enable_checkpointing
-from modeling_luna import LunaConfig, LunaForMaskedLM, modeling_luna
+from modeling_luna import LunaConfig, LunaForMaskedLM, kernels_luna
 
 
 SIZES = {
@@ -89,8 +89,8 @@ def test_selective_checkpointing_gives_the_same_gradients(
 ):
     if onednn and not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
-    monkeypatch.setattr(modeling_luna, "mkl_lacks_avx512", lambda: onednn)
-    monkeypatch.setattr(modeling_luna, "ONEDNN_PRODUCTS", 1)
+    monkeypatch.setattr(kernels_luna, "mkl_lacks_avx512", lambda: onednn)
+    monkeypatch.setattr(kernels_luna, "ONEDNN_PRODUCTS", 1)
     _, expected = train_once(build("luna", dropout, **changes))
     model = build("luna", dropout, **changes)
     enable_checkpointing(model, selective=True)

@@ -286,7 +286,7 @@ def test_values_that_make_no_sense(file: Path, arguments: str, message: str) -> 
         ("--model.num_hidden_layers 1000000000", "model.num_hidden_layers is 1,000,000,000: it must be at most 10,0"),
         ("--model.layer_norm_eps 1e999", "model.layer_norm_eps is inf: it must be a finite number."),
         ("--model.conv_kernel_size 1000001", "model.conv_kernel_size is 1,000,001: it must not exceed twice max_len"),
-        ("--learning_rate 1e999", "learning_rate is inf: it must be at most 1,000."),
+        ("--learning_rate 1e999", "learning_rate is inf: it must be at most 1,000,000."),
         ("--num_proc 1000000", "num_proc is 1000000: it must be at most 1,024, or null."),
         ("--seed 9223372036854775808", "seed is 9223372036854775808: it must be below 9.22337e+18."),
         (f"--max_time {100 * '9'}:00:00", "max_time is '999999"),

@@ -415,7 +415,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list], list[str]]] = {
     "share": (lambda tmp: ["--data", "x", "--mask_probability", "0"], ["0 is not between 0 and 1"]),
     "batch": (lambda tmp: ["--data", "x", "--batch_size", "0"], ["0 is not between 1 and 1,000,000,000,000"]),
     "endless": (lambda tmp: ["--data", "x", "--max_documents", 25 * "9"], ["is not between 1 and 1,000,000,000,000"]),
-    "long name": (lambda tmp: ["--minimal_pairs", 5000 * "x"], ["File name too long: xxx", "Give a shorter one"]),
+    "long name": (lambda tmp: ["--minimal_pairs", 5000 * "x"], ["there is no folder xxx"]),
     "no text": (lambda tmp: ["--data", tmp / "absent.txt"], ["absent.txt: no such file"]),
     "empty text": (lambda tmp: ["--data", tmp / "empty.txt"], ["empty.txt", "empty"]),
     "broken text": (lambda tmp: ["--data", tmp / "broken.jsonl"], ["broken.jsonl:1: not JSON"]),

@@ -279,7 +279,7 @@ def test_run_that_diverges_ends_with_the_last_good_checkpoint(
 
 def test_rate_far_too_high_diverges(build_config: Callable, train: Callable, tmp_path: Path):
     with pytest.raises(DivergenceError, match="There is no checkpoint yet"):
-        train(build_config(tmp_path, learning_rate=1e30, warmup_steps=0, max_skipped_in_a_row=2))
+        train(build_config(tmp_path, learning_rate=1e6, max_grad_norm=1e6, warmup_steps=0, max_skipped_in_a_row=2))
 
 
 @pytest.fixture
