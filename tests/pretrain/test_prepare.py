@@ -699,7 +699,7 @@ def test_given_tokenizer(config: PretrainConfig, sentences: Callable, tmp_path: 
     assert prepare(config) == prepared
 
 
-@pytest.mark.parametrize(("kilobytes", "whole"), [pytest.param(8, 0, marks=pytest.mark.slow), (40, 1)])
+@pytest.mark.parametrize(("kilobytes", "whole"), [pytest.param(8, 0, marks=pytest.mark.slow), (60, 1)])
 def test_full_disk_while_preparing(
     config: PretrainConfig, small_disk: Callable, write_config: Callable, tmp_path: Path, kilobytes: int, whole: int
 ):
