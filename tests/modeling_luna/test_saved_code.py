@@ -18,6 +18,7 @@ from hub_stand_in import hub_stand_in
 from peft import LoraConfig, get_peft_model
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoTokenizer, RobertaTokenizer
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_luna import (
     LunaConfig,
@@ -84,11 +85,12 @@ def one_rank(tmp_path: Path):
 
 
 def files_that_travel() -> set[str]:
-    package = Path(sys.modules["modeling_luna"].__file__).parent
-    return {path.name for path in package.glob("*_luna.py")} - {"tokenization_luna.py"}
+    """The model's file and all that it imports, by way of others too."""
+    modeling = sys.modules["modeling_luna.modeling_luna"].__file__
+    return {Path(file).name for file in (modeling, *get_relative_import_files(modeling))}
 
 
-def check_folder(folder: Path, architecture: str, *own_files: str) -> dict:
+def check_folder(folder: Path, architecture: str) -> dict:
     """The configuration of a folder, which has to name Luna's classes alone and to hold Luna's files."""
     config = json.loads((folder / "config.json").read_text())
     assert config["auto_map"] == {"AutoConfig": "configuration_luna.LunaConfig"} | {
