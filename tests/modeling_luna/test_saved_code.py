@@ -296,7 +296,7 @@ def test_loads_without_the_package(
     environment = subprocess_environment | {"PYTHONPATH": "", "HF_HOME": str(tmp_path / "cache")}
     environment["HF_MODULES_CACHE"] = str(tmp_path / "cache/modules")
     command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, *folders]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for found, logits in zip(json.loads(done.stdout.splitlines()[-1]), expected, strict=True):
         for loaded in found:
@@ -324,7 +324,7 @@ def test_pushed_to_the_hub(saved_folder: Path, subprocess_environment: dict[str,
     with hub_stand_in(tmp_path / "hub") as hub:
         environment = hub.environment(tmp_path / "home") | {"PYTHONPATH": subprocess_environment["PYTHONPATH"]}
         command = [sys.executable, "-c", PUSH, str(saved_folder), str(tmp_path / "local")]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     for name in ("by-saving", "by-pushing"):
         check_folder(tmp_path / "hub/models/tester" / name, "LunaForMaskedLM")
