@@ -41,6 +41,8 @@ def read_back(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except IsADirectoryError as error:
+        raise DamagedFile.at(path, "it is a folder") from error
     except OSError as error:
         if error.errno in ABSENT:
             raise DamagedFile.at(path, "it is missing") from error

@@ -139,10 +139,11 @@ def _listed(names: list[str]) -> str:
 def _take_apart(folder: Path, damaged: list[str], partial: Path):
     """Make a partial folder out of one that is damaged, without what is damaged."""
     for name in damaged:
-        if name.startswith(f"{TOKENIZER}/"):
-            remove_folder(folder / TOKENIZER)
+        path = folder / (TOKENIZER if name.startswith(f"{TOKENIZER}/") else name)
+        if path.is_dir():
+            remove_folder(path)
         else:
-            (folder / name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
     remove_folder(partial)
     folder.rename(partial)
 

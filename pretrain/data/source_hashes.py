@@ -38,7 +38,7 @@ def hashes_of(files: list[str], folder: Path | None) -> list[str | None]:
         if folder is not None and unknown:
             with suppress(OSError):
                 there = {path: entry for path, entry in known.items() if entry[-1] and os.path.exists(path)}
-                write_checked_json(folder / MEMORY, {"files": there})
+                write_checked_json(folder / MEMORY, {"hashes_of_files": there})
     return [known[path][-1] for path in paths]
 
 
@@ -62,6 +62,6 @@ def _remembered(folder: Path | None) -> dict[str, Any]:
     if folder is None:
         return {}
     try:
-        return read_checked_json(folder / MEMORY)["files"]
-    except UserError:  # there is none yet, or it is damaged
+        return read_checked_json(folder / MEMORY)["hashes_of_files"]
+    except (UserError, KeyError):  # there are none yet, or the file is damaged
         return {}

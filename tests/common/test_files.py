@@ -46,7 +46,7 @@ def test_what_is_no_such_mapping(tmp_path: Path, content: str):
         read_checked_json(tmp_path / "a.json")
     with pytest.raises(DamagedFile, match="b.json is damaged: it is missing"):
         read_checked_json(tmp_path / "b.json")
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with pytest.raises(DamagedFile, match="it is a folder"):
         read_checked_json(tmp_path)
 
 

@@ -13,15 +13,17 @@ import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, RobertaTokenizer, pipeline
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_luna import LunaTokenizer
 from modeling_luna.modeling_luna import AUTO_CLASSES
 
 
 PACKAGE = Path(sys.modules["modeling_luna"].__file__).parent
-CODE_FILES = sorted(
-    {path.name for path in PACKAGE.glob("*_luna.py")} - {"token_attentions_luna.py", "tokenization_luna.py"}
-)
+# The model's file and all that it imports, by way of others too.
+CODE_FILES = {"modeling_luna.py"} | {
+    Path(file).name for file in get_relative_import_files(PACKAGE / "modeling_luna.py")
+}
 AUTO_MAP = {"AutoConfig": "configuration_luna.LunaConfig"} | {
     auto_class: f"modeling_luna.{model_class.__name__}" for auto_class, model_class in AUTO_CLASSES.items()
 }
@@ -114,7 +116,7 @@ def test_without_the_package(saved_folder: Path, tmp_path: Path, subprocess_envi
 
 def test_saved_code_is_this_code(saved_folder: Path):
     assert json.loads((saved_folder / "config.json").read_text())["auto_map"] == AUTO_MAP
-    assert {path.name for path in saved_folder.glob("*.py")} == set(CODE_FILES)
+    assert {path.name for path in saved_folder.glob("*.py")} == CODE_FILES
     for file in CODE_FILES:
         assert (saved_folder / file).read_bytes() == (PACKAGE / file).read_bytes()
 
@@ -125,7 +127,7 @@ def test_every_class_saves_the_whole_map(saved_folder: Path, tmp_path: Path, aut
     model = getattr(transformers, auto_class).from_pretrained(saved_folder)
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
-    assert {path.name for path in tmp_path.glob("*.py")} == set(CODE_FILES)
+    assert {path.name for path in tmp_path.glob("*.py")} == CODE_FILES
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from hub_stand_in import hub_stand_in
 from peft import LoraConfig, get_peft_model
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoTokenizer, RobertaTokenizer
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from modeling_luna import (
     LunaConfig,
@@ -84,11 +85,12 @@ def one_rank(tmp_path: Path):
 
 
 def files_that_travel() -> set[str]:
-    package = Path(sys.modules["modeling_luna"].__file__).parent
-    return {path.name for path in package.glob("*_luna.py")} - {"token_attentions_luna.py", "tokenization_luna.py"}
+    """The model's file and all that it imports, by way of others too."""
+    modeling = sys.modules["modeling_luna.modeling_luna"].__file__
+    return {Path(file).name for file in (modeling, *get_relative_import_files(modeling))}
 
 
-def check_folder(folder: Path, architecture: str, *own_files: str) -> dict:
+def check_folder(folder: Path, architecture: str) -> dict:
     """The configuration of a folder, which has to name Luna's classes alone and to hold Luna's files."""
     config = json.loads((folder / "config.json").read_text())
     assert config["auto_map"] == {"AutoConfig": "configuration_luna.LunaConfig"} | {
@@ -294,7 +296,7 @@ def test_loads_without_the_package(
     environment = subprocess_environment | {"PYTHONPATH": "", "HF_HOME": str(tmp_path / "cache")}
     environment["HF_MODULES_CACHE"] = str(tmp_path / "cache/modules")
     command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, *folders]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     for found, logits in zip(json.loads(done.stdout.splitlines()[-1]), expected, strict=True):
         for loaded in found:
@@ -322,7 +324,7 @@ def test_pushed_to_the_hub(saved_folder: Path, subprocess_environment: dict[str,
     with hub_stand_in(tmp_path / "hub") as hub:
         environment = hub.environment(tmp_path / "home") | {"PYTHONPATH": subprocess_environment["PYTHONPATH"]}
         command = [sys.executable, "-c", PUSH, str(saved_folder), str(tmp_path / "local")]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     for name in ("by-saving", "by-pushing"):
         check_folder(tmp_path / "hub/models/tester" / name, "LunaForMaskedLM")
