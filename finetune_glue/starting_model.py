@@ -119,7 +119,7 @@ def model_content(name: str, trust_remote_code: bool) -> dict[str, str]:
             code where it may not run.
 
     Raises:
-        UserError: where it cannot be had.
+        UserError: where it cannot be loaded.
     """
     untrained, source = name.startswith(UNTRAINED), name.removeprefix(UNTRAINED)
     left_out = NOT_LOADED + (WEIGHTS if untrained else ()) + (() if trust_remote_code else (".py",))
