@@ -268,6 +268,7 @@ def draw_luna() -> ModuleType:
 
 def test_drawing(draw_luna: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(draw_luna, "OUTPUT", tmp_path / "luna.png")
+    monkeypatch.setattr("sys.argv", ["draw_luna.py"])
     draw_luna.main()
     drawn, stored = ((folder / "luna.png").read_bytes() for folder in (tmp_path, ROOT / "docs"))
     assert drawn[:24] == stored[:24]  # a PNG of the same width and height
