@@ -1283,10 +1283,7 @@ class LunaForMaskedLM(LunaPreTrainedModel):
 
         loss = None
         if labels is not None:
-            count = num_labelled(labels, num_items_in_batch)
-            loss = self.loss_function(
-                logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=count, **kwargs
-            )
+            loss = cross_entropy(logits, labels, num_items_in_batch)
         return LunaMaskedLMOutput(loss=loss, logits=logits, **recorded_outputs(outputs))
 
 
@@ -1590,7 +1587,7 @@ def num_labelled(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | 
 
 def in_float32(logits: torch.Tensor) -> torch.Tensor:
     """For a loss: in float32, or as they are where that is more."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.to(at_least_float32(logits.dtype))
 
 
 def cross_entropy(

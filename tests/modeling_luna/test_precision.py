@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy
 import pytest
 import torch
+from head_tasks import HEAD_TASKS, head_batch, head_model
 from rows import VARIANTS, padded, random_rows
 from torch.autograd import gradcheck
 from torch.func import functional_call
@@ -76,6 +77,20 @@ def test_gradients_are_those_of_finite_differences(tiny_model: Callable, name: s
         return output[1:] if len(output) == 4 else output
 
     assert gradcheck(second_row, (embeddings, *parameters.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("task", HEAD_TASKS)
+def test_loss(task: str):
+    losses = []
+    for implementation in ("eager", "sdpa"):
+        model = head_model(task).double()
+        model.set_attn_implementation(implementation)
+        losses.append(model(**head_batch(task, 0, 4)).loss)
+    assert losses[0].dtype == torch.float64
+    torch.testing.assert_close(*losses, **FLOAT64)
+    torch.testing.assert_close(
+        losses[0].float(), head_model(task)(**head_batch(task, 0, 4)).loss, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
