@@ -42,7 +42,7 @@ def main():
             output_dir=folder, model_config=str(arguments.model_config), max_steps=100, save_total_limit=1
         )
         accelerator = start_accelerator(config)
-        tokenizer = train_tokenizer([["some text"]], 300, 512)
+        tokenizer = train_tokenizer(["some text"], 300, 512)
         model = build_model(config, tokenizer)
         optimizer = build_optimizer(model, config)
         for parameter in model.parameters():

@@ -2,11 +2,12 @@
 
 import heapq
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import xxhash
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
 from common.errors import UserError, reason_of
@@ -16,7 +17,10 @@ from pretrain.data.sources import DocumentReader, Source
 
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # ids 0 to 3; <mask> is the last id
-LONG_WORD = Regex(".{1024}")  # training takes time with the square of the length of a word: longer ones are cut
+PIECE_LETTERS = 2**16  # of a text that a tokenizer is trained on: memory grows with the longest
+WORD_END = re.compile(r"(?<=[^\W_])(?=[^\w\s]|\s\S)")  # words of byte-level BPE end there, among other places
+# Of letters, digits, other signs or white space. Training takes time with the square of the length of a word.
+LONG_WORD = re.compile(r"[^\W\d_]{1024}|\d{1024}|(?:[^\w\s]|_){1024}|\s{1024}")
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256 + 1  # the specials, every byte, <mask>
 
 
@@ -71,15 +75,13 @@ class _Sample:
         return [(-number, text) for _, number, text in self._largest_first]
 
 
-def train_tokenizer(
-    texts: Iterable[str] | Iterable[list[str]], vocab_size: int, max_length: int
-) -> PreTrainedTokenizerBase:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer in RoBERTa's form: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>` last.
 
     It is a `LunaTokenizer`, which gives words the tokens that they have in the sentence.
 
     Args:
-        texts: one by one or in batches.
+        texts: whose words are counted; words of more than 1,024 letters are cut.
         vocab_size: the number of tokens, `<mask>` included; a text of few words gives fewer.
         max_length: the number of tokens that a row may hold.
 
@@ -91,9 +93,7 @@ def train_tokenizer(
             f"vocab_size is {vocab_size}: a byte-level tokenizer needs at least {SMALLEST_VOCABULARY}."
         )
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split(LONG_WORD, behavior="isolated")]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
@@ -101,7 +101,7 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
     bpe = json.loads(tokenizer.to_str())["model"]
     # <mask> takes the space before it, so that "the <mask> of" and "the word of" have the same number of tokens.
     mask_token = AddedToken("<mask>", lstrip=True, special=True, normalized=False)
@@ -111,6 +111,17 @@ def train_tokenizer(
         mask_token=mask_token,
         model_max_length=max_length,
     )
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text in pieces that have the words of the text, but for very long ones, which are cut."""
+    first = 0
+    for last in [*(match.end() for match in LONG_WORD.finditer(text)), len(text)]:
+        while last - first > PIECE_LETTERS and (end := WORD_END.search(text, first + PIECE_LETTERS, last)):
+            yield text[first : end.start()]
+            first = end.start()
+        yield text[first:last]
+        first = last
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:

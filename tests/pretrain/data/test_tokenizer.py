@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
 from modeling_luna import LunaConfig
+from pretrain.data import tokenizer as tokenizer_module
 from pretrain.data.tokenizer import (
     TokenizerError,
     load_tokenizer,
@@ -110,8 +112,29 @@ def test_words_have_the_tokens_of_the_sentence(trained, tmp_path: Path) -> None:
             assert tokenizer(text.split(" "), is_split_into_words=True)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-def test_the_same_text_gives_the_same_tokenizer_one_by_one_or_in_batches(trained) -> None:
-    assert train_tokenizer([TEXTS[:2], TEXTS[2:]], 300, 64).get_vocab() == trained.get_vocab()
+LETTERS = ["a", "B", "é", "漢", "字", "ж", "ा", "٣", "7", "²", "_", "'", "!", "。", "-", " ", "  ", "\n", "\t", " \n"]
+
+
+def test_long_text_is_read_in_pieces_that_have_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    text = "".join(generator.choice([*LETTERS, "don't", "the ", "word's"], size=20_000))
+    whole = train_tokenizer([text], 600, 64)
+    read: list[str] = []
+    pieces = tokenizer_module._pieces
+    monkeypatch.setattr(tokenizer_module, "PIECE_LETTERS", 20)
+    monkeypatch.setattr(
+        tokenizer_module, "_pieces", lambda text: (read.append(piece) or piece for piece in pieces(text))
+    )
+    in_pieces = train_tokenizer([text], 600, 64)
+    assert "".join(read) == text and len(read) > 500
+    assert in_pieces.backend_tokenizer.to_str() == whole.backend_tokenizer.to_str()
+
+
+@pytest.mark.parametrize("letter", ["a", "7", "漢", "!", "_", "\n"])
+def test_words_of_many_letters_take_no_time(letter: str) -> None:
+    """Time would grow with the square of their length: minutes for each of these."""
+    vocabulary = train_tokenizer([letter * 2**20], 300, 64).get_vocab()
+    assert len(vocabulary) > 262
 
 
 def test_little_text_gives_fewer_tokens() -> None:
