@@ -1,5 +1,6 @@
 """What a folder of prepared data holds, and whether it is as it was written."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,7 +28,23 @@ def read_manifest(folder: Path) -> dict:
     Raises:
         DamagedFile: where the manifest is missing or not as it was written.
     """
-    return read_checked_json(folder / MANIFEST)
+    try:
+        return read_checked_json(folder / MANIFEST)
+    except DamagedFile:
+        former = _former_manifest(folder / MANIFEST)
+        if former is None:
+            raise
+        return former
+
+
+def _former_manifest(path: Path) -> dict | None:
+    """What the former format wrote, which had another kind of checksum; None for anything else."""
+    try:
+        manifest = json.loads(path.read_bytes())
+        right = manifest.pop("sha256") == hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest if right else None
 
 
 def shards_of(folder: Path, manifest: dict) -> Iterator[tuple[Path, dict, dict]]:

@@ -24,7 +24,6 @@ from pretrain import identity as identities
 from pretrain import prepare as prepare_module
 from pretrain.configuration import PretrainConfig
 from pretrain.data import parts
-from pretrain.data.manifest import write_manifest
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.packing import PACKINGS
 from pretrain.data.parts import entropy
@@ -309,7 +308,10 @@ def former_format(config: PretrainConfig) -> Path:
             "size": len(json.dumps(record)),
             "xxh3": hash_file(folder / f"{name}.json"),
         }
-    write_manifest(folder, manifest)
+    checksum = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": checksum}, indent=2), encoding="utf-8")
+    times = {name: (folder / name).stat().st_mtime_ns for name in manifest["files"]}
+    (folder / "checked.json").write_text(json.dumps(times), encoding="utf-8")
     for index in folder.glob("rows/*/index.json"):
         description = read_checked_json(index)
         del description["of"]
