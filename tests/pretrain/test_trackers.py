@@ -239,7 +239,9 @@ def run_twice(
                 timeout=200,
             )
             assert process.returncode == 0, process.stderr
-            assert "warning: " not in process.stdout
+            # That a busy machine is slow is no fault of the tracker.
+            warnings = [line for line in process.stdout.splitlines() if line.startswith("warning: ")]
+            assert [line for line in warnings if "tokens/s are" not in line] == []
             state = json.loads((folder / "checkpoint-6" / "training_state" / "progress.json").read_text("utf-8"))
             ids.append(state["progress"]["tracker_ids"][name])
             for superfluous in ("checkpoint-6", "model"):
