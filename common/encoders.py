@@ -1,14 +1,15 @@
 """What has to be known of an encoder of Transformers before rows are made for it."""
 
+import pickle
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.files import check_model_files, is_folder
 
 
@@ -31,6 +32,38 @@ def located(name: str, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
     except HFValidationError as error:
         raise UserError("it is neither a folder nor an id of the Hub") from error
     return hub_id, arguments | {"revision": revision or None}
+
+
+def why_not_loaded(error: Exception) -> str:
+    """Say in a line why a model could not be loaded: damaged files end in errors of every type."""
+    if isinstance(error, StrictDataclassError):
+        return f"a field of its configuration cannot be used: {reason_of(error.__cause__ or error)}"
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            "its pickled weights are damaged, or hold more than tensors, which would run code: save it with "
+            "save_pretrained, which writes safetensors"
+        )
+    if isinstance(error, RecursionError):
+        return "one of its JSON files is nested too deeply"
+    if isinstance(error, LookupError | TypeError | AttributeError):  # of code that expects other content
+        return f"one of its files is damaged, or is not what its name says ({type(error).__name__}: {error})"
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own; set trust_remote_code if it may run here"
+    return reason_of(error)
+
+
+def describe_mismatch(mismatched_keys: list[tuple[str, Any, Any]]) -> str:
+    """Say which weight does not fit its configuration.
+
+    Args:
+        mismatched_keys: name, shape in the file and shape in the model of each, as `from_pretrained` reports them with
+            `ignore_mismatched_sizes` and `output_loading_info`; one at least.
+    """
+    name, found, wanted = min(mismatched_keys)
+    return (
+        f"the weight {name} has the shape {tuple(found)}, but by its configuration {tuple(wanted)}: they do not "
+        "belong together"
+    )
 
 
 def describe_shape(config: PreTrainedConfig) -> str:

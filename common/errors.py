@@ -17,7 +17,7 @@ INTERRUPTED = 130  # as shells have it for an interrupt from the keyboard
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 ADVICE = {  # for errors of the system
-    errno.EMFILE: "A process needs a file for each shard and more: raise the limit, for instance by `ulimit -n 4096`.",
+    errno.EMFILE: "Raise the limit, for instance by `ulimit -n 1024`.",
     errno.ENAMETOOLONG: "Give a shorter one.",
 }
 LONGEST_REASON = 300  # characters
@@ -99,6 +99,9 @@ def report_user_errors(kept: str = "The same command goes on from the last check
 def reason_of(error: BaseException) -> str:
     """What an error of a library says, in a line; its type, too, where that is not for wrong values."""
     text = shorten(next(iter(str(error).strip().splitlines()), ""), LONGEST_REASON) or "no reason is given"
+    advice = ADVICE.get(error.errno or 0) if isinstance(error, OSError) else None
+    if advice:
+        return f"{text}. {advice}"
     return text if isinstance(error, ValueError) else f"{text.removesuffix('.')} ({type(error).__name__})"
 
 

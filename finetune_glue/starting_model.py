@@ -5,13 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,7 +21,7 @@ from transformers import (
 )
 
 import modeling_luna  # noqa: F401 - makes the Auto classes know Luna
-from common.encoders import NO_LIMIT, fixed_length, located, position_limits
+from common.encoders import NO_LIMIT, describe_mismatch, fixed_length, located, position_limits, why_not_loaded
 from common.errors import UserError
 from common.files import is_folder
 from finetune_glue.batches import Collator
@@ -33,7 +30,6 @@ from finetune_glue.contents import commit_of, digest_of_files
 from finetune_glue.tasks import Task
 
 
-LONGEST_REASON = 300  # characters
 WEIGHTS = (".safetensors", ".bin")  # suffixes
 NOT_LOADED = (".md", ".png", ".pt", ".pth")  # suffixes of what may lie beside a model
 POOLER = "pooler"  # part of an encoder that a masked language model leaves out
@@ -172,7 +168,7 @@ def _opened(
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase, list[str]]:
     """The configuration and the tokenizer of a model, and the fields that it does not have."""
     path, arguments = located(name.removeprefix(UNTRAINED), trust_remote_code)
-    config = AutoConfig.from_pretrained(path, **arguments)
+    config = AutoConfig.from_pretrained(path, return_dict=True, **arguments)
     unknown = [field for field in fields if not hasattr(config, field)]
     for field in fields.keys() - unknown:
         setattr(config, field, fields[field])
@@ -192,17 +188,9 @@ def _explained(name: str) -> Iterator[None]:
     """Say of which model it is that something goes wrong in."""
     try:
         yield
-    except StrictDataclassError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"The model {name}: a field of its configuration cannot be used: {reason}") from error
-    except Exception as error:  # files that are damaged, or not what they should be, end in errors of any type
-        reason = next(iter(str(error).strip().splitlines()), "")
-        if not isinstance(error, OSError | ValueError | RuntimeError | ImportError | SafetensorError):
-            reason = f"{type(error).__name__}: {reason}"
-        reason = shorten(reason, LONGEST_REASON) or type(error).__name__
-        if "trust_remote_code" in str(error):
-            reason = "it brings code of its own; set trust_remote_code to true if it may run here."
-        raise UserError(f"The model {name} cannot be fine-tuned: {reason}") from error
+    except Exception as error:
+        reason = why_not_loaded(error).removesuffix(".")
+        raise UserError(f"The model {name} cannot be fine-tuned: {reason}.") from error
 
 
 def _check_head(auto_class: type, config: PreTrainedConfig, trust_remote_code: bool):
@@ -240,12 +228,9 @@ def _check_weights(model: PreTrainedModel, missing: list[str], mismatched: list[
         mismatched: name, shape in the file and shape in the model of each.
     """
     prefix = f"{model.base_model_prefix}."
-    for name, found, wanted in sorted(mismatched):
-        if name.startswith(prefix):
-            raise UserError(
-                f"the weight {name} has the shape {tuple(found)}, but by its configuration {tuple(wanted)}: they do "
-                "not belong together."
-            )
+    encoder_mismatched = [entry for entry in mismatched if entry[0].startswith(prefix)]
+    if encoder_mismatched:
+        raise UserError(describe_mismatch(encoder_mismatched))
     names = sorted(name for name in missing if name.startswith(prefix) and POOLER not in name)
     if names:
         listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from modeling_luna import LunaConfig
 
 # What a saved configuration holds besides the fields of the model.
-IGNORED_MODEL_KEYS = ("architectures", "auto_map", "dtype", "model_type", "transformers_version")
+IGNORED_MODEL_KEYS = ("architectures", "auto_map", "dtype", "model_type", "return_dict", "transformers_version")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 CHOICES = {
     "masking": ("token", "whole_word", "span"),
@@ -316,6 +316,8 @@ class PretrainConfig:
                 )
             fields = {key: value for key, value in fields.items() if key not in IGNORED_MODEL_KEYS}
         fields |= self.model
+        if fields.get("return_dict", True) is not True:
+            raise ConfigurationError(f"model.return_dict is {shown(fields['return_dict'])}: leave it out.")
         for key, value in fields.items():
             check_plain(f"model.{key}", value)
             _check_size(key, value)

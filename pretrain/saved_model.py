@@ -9,9 +9,9 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
+from common.encoders import describe_mismatch, why_not_loaded
 from common.files import check_model_files, is_folder
 from common.yaml_config import ConfigurationError, read_json, suggest
 from modeling_luna import LunaConfig, LunaForMaskedLM
@@ -164,11 +164,19 @@ def _load(config: PretrainConfig, saved_config: LunaConfig) -> LunaForMaskedLM:
     try:
         with _quiet():  # what Transformers would print about the weights is an error here
             loaded: Any = LunaForMaskedLM.from_pretrained(
-                saved_folder(source), config=saved_config, dtype=torch.float32, output_loading_info=True
+                saved_folder(source),
+                config=saved_config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are reported
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigurationError(f"init_from: the weights of {source} cannot be loaded: {error}") from error
+    except Exception as error:
+        raise ConfigurationError(
+            f"init_from: the weights of {source} cannot be loaded: {why_not_loaded(error).removesuffix('.')}."
+        ) from error
     model, report = loaded
+    if report["mismatched_keys"]:
+        raise ConfigurationError(f"init_from: {source}: {describe_mismatch(report['mismatched_keys'])}.")
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing and all(key.startswith("lm_head.") for key in missing):
         raise ConfigurationError(

@@ -8,6 +8,7 @@ This module is imported by the processes that tokenise, so it must be light.
 """
 
 import os
+import resource
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ SPLITS = ("train", "validation")
 BLOCK_BYTES = 2**16  # that are checked at once: some microseconds
 HASH_TYPE = np.dtype("<u8")
 OPEN_SHARDS = 128  # maps of a process, each of which holds a file descriptor
+SHARE_OF_FILES = 4  # of the files that a process may open, one in so many is a shard
 
 
 class SplitArrays(NamedTuple):
@@ -137,6 +139,7 @@ class OpenShards:
         self._shards = shards
         self._token_type = token_type
         self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._most_open = min(OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // SHARE_OF_FILES)
         self._unchecked: dict[int, np.ndarray] = {}  # blocks, also of shards that are not mapped any more
 
     def __len__(self) -> int:
@@ -149,7 +152,7 @@ class OpenShards:
             path, counts, facts = self._shards[number]
             shard = self._open[number] = Shard(path, counts, self._token_type, facts)
             shard.unchecked = self._unchecked.setdefault(number, shard.unchecked)
-            if len(self._open) > OPEN_SHARDS:
+            if len(self._open) > self._most_open:
                 self._open.popitem(last=False)
         return self._open[number]
 

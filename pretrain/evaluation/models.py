@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -33,7 +31,15 @@ from transformers import (
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
 import modeling_luna  # noqa: F401  (makes the Auto classes know Luna)
-from common.encoders import NO_LIMIT, blocking_mask, fixed_length, located, position_limits
+from common.encoders import (
+    NO_LIMIT,
+    blocking_mask,
+    describe_mismatch,
+    fixed_length,
+    located,
+    position_limits,
+    why_not_loaded,
+)
 from common.signs_of_life import with_progress
 
 
@@ -146,20 +152,21 @@ class MaskedModel:
         """Read the configuration and the tokenizer of a model.
 
         Raises:
-            ModelError: where it is not a masked language model with a fast tokenizer.
-            OSError, ValueError: of Transformers where it cannot be loaded.
+            ModelError: where it is not a masked language model with a fast tokenizer, or cannot be loaded.
         """
-        path, arguments = located(name, trust_remote_code)
-        config = AutoConfig.from_pretrained(path, **arguments)
+        with _explained():
+            path, arguments = located(name, trust_remote_code)
+            config = AutoConfig.from_pretrained(path, **arguments)
         known = type(config) in MODEL_FOR_MASKED_LM_MAPPING
         brought = trust_remote_code and "AutoModelForMaskedLM" in (getattr(config, "auto_map", None) or {})
         if config.is_encoder_decoder or not (known or brought):
             raise ModelError(
                 f"{config.model_type} is no masked language model: AutoModelForMaskedLM has no class for it"
             )
-        encoder = TextEncoder(AutoTokenizer.from_pretrained(path, **arguments))
+        with _explained():
+            encoder = TextEncoder(AutoTokenizer.from_pretrained(path, **arguments))
         length = fixed_length(config)
-        with torch.device("meta"):
+        with _explained(), torch.device("meta"):
             skeleton = AutoModelForMaskedLM.from_config(config, trust_remote_code=trust_remote_code)
         max_length = min([*position_limits(skeleton), encoder.tokenizer.model_max_length, length or NO_LIMIT])
         return cls(
@@ -183,13 +190,20 @@ class MaskedModel:
             batch_tokens: the places of the largest batch; a single row may have more.
 
         Raises:
-            ModelError: where some of them are not there, so that they would be random.
-            OSError, ValueError, RuntimeError: of Transformers where they cannot be loaded.
+            ModelError: where they cannot be loaded, or some of them are not there, so that they would be random.
         """
         path, arguments = located(self.name, self.trust_remote_code)
-        weights, report = AutoModelForMaskedLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, **arguments
-        )
+        with _explained():
+            weights, report = AutoModelForMaskedLM.from_pretrained(
+                path,
+                dtype=dtype,
+                return_dict=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **arguments,
+            )
+        if report["mismatched_keys"]:
+            raise ModelError(describe_mismatch(report["mismatched_keys"]))
         missing = sorted(report["missing_keys"])
         if missing:
             names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -204,6 +218,17 @@ class MaskedModel:
         if isinstance(weights, NystromformerForMaskedLM):
             _invert_row_by_row(weights)
         return Scorer(self, weights.eval().to(device), batch_tokens)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Make a `ModelError` of whatever loading a model ends in."""
+    try:
+        yield
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(why_not_loaded(error)) from error
 
 
 def _invert_row_by_row(model: NystromformerForMaskedLM):
@@ -406,12 +431,8 @@ def run_together(work: Callable[[], T], one_by_one: bool = False) -> T:
         state.wait_for_everyone()
     try:
         result = work()
-    except (ModelError, OSError, ValueError, SafetensorError) as error:
+    except (ModelError, OSError, ValueError) as error:
         problem = str(error).strip() or type(error).__name__
-        if "trust_remote_code" in problem:
-            problem = "it brings code of its own; give --trust_remote_code if it may run here"
-    except StrictDataclassError as error:
-        problem = f"its configuration cannot be used: {error.__cause__ or error}"
     except torch.OutOfMemoryError as error:
         problem = f"out of memory: a smaller --batch_size needs less ({error})"
     except Exception as error:  # whatever it is, the models that follow can still be evaluated

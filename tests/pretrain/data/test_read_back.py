@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from itertools import cycle, islice
@@ -51,6 +52,18 @@ def digest_of_rows(folder: Path, packing: str) -> str:
         rows = PackedRows.open(folder, split, 32, packing)
         digest.update(rows[rows.sample(np.arange(3 * len(rows)), seed=7)].ids.tobytes())
     return digest.hexdigest()
+
+
+def test_more_shards_than_files_that_may_be_opened(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parts, "SHARD_BYTES", 100)
+    folder = prepare(config)
+    assert len(list(folder.rglob("*.shard"))) >= 60
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, hard))
+    try:
+        assert digest_of_rows(folder, config.packing) == DIGESTS[config.packing]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
