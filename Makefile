@@ -16,7 +16,7 @@ help:
 	@echo "make glue        fine-tune that model on a small task: configs/glue/demo.yaml; for GLUE itself"
 	@echo "                 ARGS=\"--tasks cola,rte --data hub --output_dir runs/glue\" (--data FOLDER: files)"
 	@echo "make bench       speed and memory of Luna, RoBERTa and ModernBERT on this computer, in about four minutes;"
-	@echo "                 ARGS=\"--help\" tells what else benchmarks/speed.py measures"
+	@echo "                 ARGS=\"--help\" tells what else benchmarks/speed/speed.py measures"
 	@echo "make test        all tests, in JOBS=2 processes"
 	@echo "make test-fast   the tests but for the slow ones"
 	@echo "make lint        ruff and mypy"
@@ -30,7 +30,7 @@ pretrain: $(INSTALLED)
 	@.venv/bin/accelerate launch --quiet --config_file configs/accelerate/cpu.yaml pretrain/run_mlm.py configs/pretrain/demo.yaml $(ARGS)
 
 bench: $(INSTALLED)
-	@.venv/bin/python benchmarks/speed.py $(or $(ARGS),--quick)
+	@.venv/bin/python benchmarks/speed/speed.py $(or $(ARGS),--quick)
 
 glue: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 glue: $(INSTALLED)

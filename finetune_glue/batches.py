@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.encoders import blocking_mask
+from common.architectures import blocking_mask
 from finetune_glue.encoding import Row
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from common.checksums import KEY
+from common.config.yaml_config import ConfigurationError
 from common.files import write_json
-from common.yaml_config import ConfigurationError
 from finetune_glue.configuration import TRANSFER_FROM, TRANSFER_TO, GlueConfig
 from finetune_glue.results import (
     CELLS,

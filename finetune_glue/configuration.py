@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from common.yaml_config import ConfigurationError, read_configuration, suggest
+from common.config.yaml_config import ConfigurationError, read_configuration, suggest
 from finetune_glue.settings import Hyperparameters, settings
 from finetune_glue.tasks import GLUE, TASKS, Task, find_tasks
 

@@ -9,7 +9,7 @@ import transformers
 from accelerate import PartialState
 
 from common.allocator import keep_freed_memory
-from common.yaml_config import ConfigurationError
+from common.config.yaml_config import ConfigurationError
 from finetune_glue.configuration import GlueConfig
 
 

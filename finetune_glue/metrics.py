@@ -9,8 +9,8 @@ from scipy import stats
 from sklearn import metrics
 from torch.nn import functional
 
+from common.config.yaml_config import suggest
 from common.errors import UserError
-from common.yaml_config import suggest
 from finetune_glue.tasks import IGNORED, Task
 
 

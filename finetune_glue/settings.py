@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from common.yaml_config import ConfigurationError, convert, suggest
+from common.config.yaml_config import ConfigurationError, convert, suggest
 
 
 SCHEDULES = ("linear", "cosine", "polynomial", "constant", "constant_with_warmup")

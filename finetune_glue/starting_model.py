@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import modeling_luna  # noqa: F401 - makes the Auto classes know Luna
-from common.encoders import NO_LIMIT, describe_mismatch, fixed_length, located, position_limits, why_not_loaded
+from common.architectures import NO_LIMIT, describe_mismatch, fixed_length, located, position_limits, why_not_loaded
 from common.errors import UserError
 from common.files import is_folder
 from finetune_glue.batches import Collator

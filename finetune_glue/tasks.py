@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.config.yaml_config import ConfigurationError, read_values, suggest
 from common.errors import UserError
-from common.yaml_config import ConfigurationError, read_values, suggest
 
 
 IGNORED = -100  # label of rows that count for nothing; Transformers has the same

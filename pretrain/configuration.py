@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from common.ranges import Range, out_of_range
-from common.yaml_config import ConfigurationError, check_plain, read_configuration, read_json, shown, suggest
+from common.config.ranges import Range, out_of_range
+from common.config.yaml_config import ConfigurationError, check_plain, read_configuration, read_json, shown, suggest
 from pretrain.data.text_source import ON_BAD_RECORD, Source
 
 
@@ -298,7 +298,7 @@ class PretrainConfig:
         return config
 
     def _peer_config(self, fields: dict, of_tokenizer: dict) -> "PreTrainedConfig":
-        from pretrain.peers import peer_config
+        from pretrain.models.peers import peer_config
 
         self._require(
             "packing", self.packing != "best_fit", f"cannot be had: {self.model_type} does not keep documents apart"

@@ -16,10 +16,10 @@ from accelerate.utils import KwargsHandler
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from common.allocator import keep_freed_memory
-from common.yaml_config import ConfigurationError
-from pretrain.batches import BatchPlan, BatchSizes
+from common.config.yaml_config import ConfigurationError
 from pretrain.configuration import PretrainConfig
-from pretrain.peers import WITH_UNUSED_PARTS
+from pretrain.models.peers import WITH_UNUSED_PARTS
+from pretrain.steps.batches import BatchPlan, BatchSizes
 
 
 def start_accelerator(config: PretrainConfig) -> Accelerator:

@@ -23,18 +23,18 @@ from pretrain.configuration import PretrainConfig, load_config
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from pretrain.batches import BatchPlan
-    from pretrain.hub_outbox import HubOutbox
+    from pretrain.hub.outbox import HubOutbox
+    from pretrain.steps.batches import BatchPlan
 
 
 def main(config: PretrainConfig):
     # These imports take seconds; processes that read the built-in corpus import this file again without them.
     from accelerate.utils import broadcast_object_list
 
-    from pretrain.checkpoints import run_folder
-    from pretrain.hub_outbox import HubOutbox
+    from pretrain.checkpointing.checkpoints import run_folder
+    from pretrain.hub.outbox import HubOutbox
     from pretrain.launch import batch_plan, end_processes, start_accelerator
-    from pretrain.stopping import StopRequest
+    from pretrain.steps.stopping import StopRequest
 
     deadline = time.monotonic() + config.max_time_seconds()
     accelerator = start_accelerator(config)
@@ -82,24 +82,24 @@ def pretrain(
     """
     from transformers import AutoModelForMaskedLM
 
-    from pretrain.averaging import WeightAverage
-    from pretrain.batches import EvaluationBatches, RowLengths, TrainingBatches
-    from pretrain.checkpoints import Checkpoints
+    from pretrain.checkpointing.averaging import WeightAverage
+    from pretrain.checkpointing.checkpoints import Checkpoints
     from pretrain.data.packed_data import PackedRows
     from pretrain.data.tokenizer import load_tokenizer
     from pretrain.feasibility import check_model
-    from pretrain.masking import Masking
-    from pretrain.model import build_model
-    from pretrain.monitoring import Monitor, measure_row, print_plan
-    from pretrain.optimizers import build_optimizer
+    from pretrain.models.model import build_model
+    from pretrain.models.saved_model import read_saved_config, saved_folder
     from pretrain.prepare import prepare, read_manifest
-    from pretrain.progress import Progress
-    from pretrain.report import report_run
-    from pretrain.saved_model import read_saved_config, saved_folder
-    from pretrain.schedules import Schedule
-    from pretrain.stopping import StopRequest
-    from pretrain.trackers import check_installed
+    from pretrain.steps.batches import EvaluationBatches, RowLengths, TrainingBatches
+    from pretrain.steps.masking import Masking
+    from pretrain.steps.optimizers import build_optimizer
+    from pretrain.steps.schedules import Schedule
+    from pretrain.steps.stopping import StopRequest
     from pretrain.training import Run, train
+    from pretrain.watching.monitoring import Monitor, measure_row, print_plan
+    from pretrain.watching.progress import Progress
+    from pretrain.watching.report import report_run
+    from pretrain.watching.trackers import check_installed
 
     check_installed(config.trackers())
     main_process = accelerator.is_main_process

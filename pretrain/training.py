@@ -10,17 +10,17 @@ from accelerate import Accelerator
 from torch import nn, optim
 
 from common.errors import Stopped
-from pretrain.averaging import WeightAverage
-from pretrain.batches import EvaluationBatches, TrainingBatches
-from pretrain.checkpoints import Checkpoints, DivergenceError, ResumeError
+from pretrain.checkpointing.averaging import WeightAverage
+from pretrain.checkpointing.checkpoints import Checkpoints, DivergenceError, ResumeError
 from pretrain.configuration import PretrainConfig
-from pretrain.health import packed_health
-from pretrain.loading import load_batches
-from pretrain.monitoring import Monitor
-from pretrain.optimization import evaluate, optimizer_step, seed_step
-from pretrain.progress import Progress
-from pretrain.schedules import Schedule
-from pretrain.stopping import StopRequest
+from pretrain.steps.batches import EvaluationBatches, TrainingBatches
+from pretrain.steps.loading import load_batches
+from pretrain.steps.optimization import evaluate, optimizer_step, seed_step
+from pretrain.steps.schedules import Schedule
+from pretrain.steps.stopping import StopRequest
+from pretrain.watching.health import packed_health
+from pretrain.watching.monitoring import Monitor
+from pretrain.watching.progress import Progress
 
 
 @dataclass

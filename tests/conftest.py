@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 
+pytest_plugins = ["training_runs"]  # fixtures of pretraining runs, which several folders use
+
 NOBODY = 65534
 
 

@@ -17,9 +17,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from pretrain.averaging import WeightAverage
+from pretrain.checkpointing.averaging import WeightAverage
 from pretrain.configuration import PretrainConfig
-from pretrain.optimizers import build_optimizer
+from pretrain.steps.optimizers import build_optimizer
 
 
 def run_two_ranks(key: str, value: str, folder: Path, environment: dict[str, str]) -> list[float]:

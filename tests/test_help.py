@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.key_help import HEADING, help_text, key_docs
+from common.config.key_help import HEADING, help_text, key_docs
 from pretrain.configuration import PretrainConfig
 
 

@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx, validate_repo_id
 
-from common.yaml_config import shown
+from common.config.yaml_config import shown
 from pretrain.data.text_source import BadRecord, Row, Source, SourceError, missing_column, text_row
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from common.config.yaml_config import shown
 from common.errors import UserError
-from common.yaml_config import shown
 
 
 DOCUMENT_MODES = ("auto", "line", "blank_line", "file")

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from tiny_masked_models import build, save, train_bpe
 from transformers import PreTrainedModel
 
+from evaluation.models import MaskedModel, MaskedRow
 from finetune_glue.starting_model import check_starting_model, load_starting_model
 from finetune_glue.tasks import TASKS
 from pretrain.configuration import PretrainConfig
-from pretrain.evaluation.models import MaskedModel, MaskedRow
-from pretrain.model import build_model
+from pretrain.models.model import build_model
 
 
 EMBEDDINGS = "luna.embeddings.word_embeddings.weight"

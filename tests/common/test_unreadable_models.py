@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from common.encoders import located
+from common.architectures import located
 from common.errors import UserError
 from pretrain.data.tokenizer import load_tokenizer
-from pretrain.saved_model import saved_folder
+from pretrain.models.saved_model import saved_folder
 
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")

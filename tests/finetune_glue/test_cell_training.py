@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from tiny_masked_models import ARCHITECTURES, build, build_wordpiece, save, train_bpe
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from benchmarks.finetuning import measure_speed
 from common.errors import UserError
-from finetune_glue import measure_speed, training
+from finetune_glue import training
 from finetune_glue.cell_trainer import CellTrainer
 from finetune_glue.cells import Cell
 from finetune_glue.data import TaskData, load_task

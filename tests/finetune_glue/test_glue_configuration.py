@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from common.key_help import key_docs
-from common.yaml_config import ConfigurationError
+from common.config.key_help import key_docs
+from common.config.yaml_config import ConfigurationError
 from finetune_glue.configuration import GlueConfig, load_config
 from finetune_glue.settings import Hyperparameters
 from finetune_glue.tasks import GLUE

@@ -16,7 +16,7 @@ from glue_folder import write_glue_folder
 from hub_stand_in import hub_stand_in
 from tiny_masked_models import build, save, train_bpe
 
-from common.yaml_config import ConfigurationError
+from common.config.yaml_config import ConfigurationError
 from finetune_glue import report, scheduler
 from finetune_glue.cells import Cell, plan_cells
 from finetune_glue.configuration import GlueConfig

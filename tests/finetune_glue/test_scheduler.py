@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from cell_folders import edit_result
 
+from common.config.yaml_config import ConfigurationError
 from common.errors import UserError
-from common.yaml_config import ConfigurationError
 from finetune_glue import scheduler
 from finetune_glue.cells import Cell, plan_cells
 from finetune_glue.configuration import GlueConfig

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from common.yaml_config import ConfigurationError
+from common.config.yaml_config import ConfigurationError
 from finetune_glue.settings import Hyperparameters, settings
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.checkpoints import ResumeError, run_folder
+from pretrain.checkpointing.checkpoints import ResumeError, run_folder
 from pretrain.configuration import PretrainConfig
 
 

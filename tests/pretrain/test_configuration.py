@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from common.config.ranges import Range
+from common.config.yaml_config import ConfigurationError, suggest
 from common.errors import UserError
-from common.ranges import Range
-from common.yaml_config import ConfigurationError, suggest
 from modeling_luna import LunaConfig
 from pretrain.configuration import PretrainConfig, load_config
 from pretrain.data.text_source import Source

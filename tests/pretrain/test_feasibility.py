@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from common import hardware
+from common.config.yaml_config import ConfigurationError
 from common.hardware import GIB
-from common.yaml_config import ConfigurationError
 from pretrain import feasibility
 
 

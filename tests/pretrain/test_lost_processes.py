@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from processes import processes_of, wait_until
 
-from pretrain.checkpoints import find_checkpoints, find_damage
-from pretrain.metrics import read_metrics
+from pretrain.checkpointing.checkpoints import find_checkpoints, find_damage
+from pretrain.watching.metrics import read_metrics
 
 
 LAUNCHER = ("-m", "accelerate.commands.launch", "--config_file")

@@ -11,10 +11,10 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig
 
 from modeling_luna import LunaConfig
-from pretrain.batches import BatchSizes
 from pretrain.configuration import PretrainConfig, load_config
-from pretrain.model import new_model
-from pretrain.schedules import Schedule
+from pretrain.models.model import new_model
+from pretrain.steps.batches import BatchSizes
+from pretrain.steps.schedules import Schedule
 
 
 FOLDER = Path(__file__).parents[2] / "configs"

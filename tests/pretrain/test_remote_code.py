@@ -97,7 +97,7 @@ def test_a_run_starts_from_a_model_without_its_code(
 
 @pytest.mark.usefixtures("nobody_is_asked")
 def test_evaluation(script: Callable, folder: Path, corpus: Path, tmp_path: Path):
-    arguments = ("pretrain/evaluate.py", folder, "--data", corpus, "--max_documents", 20)
+    arguments = ("evaluation/evaluate.py", folder, "--data", corpus, "--max_documents", 20)
     code, output, errors = script(*arguments)
     assert code == 1 and "- own: it brings code of its own; set trust_remote_code if it may run here" in output
     assert "Traceback" not in errors + output and not (tmp_path / "ran").exists()

@@ -14,10 +14,10 @@ from torch import nn
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from modeling_luna.modeling_luna import LunaLayer, LunaLMHead, LunaMLP
 from pretrain import training as training_module
-from pretrain.checkpoints import ResumeError, find_checkpoints, read_state, write_state
+from pretrain.checkpointing.checkpoints import ResumeError, find_checkpoints, read_state, write_state
 from pretrain.data.packed_data import PackedRows
-from pretrain.optimizers import build_optimizer
 from pretrain.prepare import prepare
+from pretrain.steps.optimizers import build_optimizer
 from pretrain.training import DivergenceError
 
 
@@ -158,7 +158,7 @@ def test_killed_run_goes_on_to_the_same_end(
     program = f"""
 import os, signal, sys
 from pretrain import run_mlm
-from pretrain.monitoring import Monitor
+from pretrain.watching.monitoring import Monitor
 
 step_done = Monitor.step_done
 

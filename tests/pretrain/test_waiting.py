@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_luna import LunaConfig, LunaForMaskedLM, modeling_luna
 from pretrain import training
-from pretrain.device_totals import DeviceTotals
-from pretrain.metrics import read_metrics
-from pretrain.monitoring import Monitor
-from pretrain.optimization import optimizer_step, update
-from pretrain.optimizers import build_optimizer
+from pretrain.steps.optimization import optimizer_step, update
+from pretrain.steps.optimizers import build_optimizer
+from pretrain.watching.device_totals import DeviceTotals
+from pretrain.watching.metrics import read_metrics
+from pretrain.watching.monitoring import Monitor
 
 
 WAITING = {

@@ -1,0 +1,1 @@
+"""What pretraining costs: steps, checkpoints, preparation, kills and resumption."""

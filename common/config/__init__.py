@@ -1,0 +1,1 @@
+"""Configuration files: YAML with overrides, checked and explained key by key."""

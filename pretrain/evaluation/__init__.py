@@ -1,1 +1,0 @@
-"""Comparison of masked language models: what `pretrain/evaluate.py` is made of."""

@@ -1,0 +1,1 @@
+"""What a training step is: batches, masks, schedules and optimisation."""
