@@ -54,7 +54,7 @@ lint: $(INSTALLED_DEV)
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(INSTALLED_DEV)
-	@.venv-dev/bin/mkdocs build --quiet --strict
+	@.venv-dev/bin/mkdocs build --strict
 	@echo "The documentation is in site/index.html."
 
 $(INSTALLED): REQUIREMENTS := -r requirements/pretrain.txt -r requirements/glue.txt
