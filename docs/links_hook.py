@@ -1,9 +1,9 @@
 # Copyright 2026 The Luna for Transformers authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A hook of mkdocs for what pages link to outside docs/, which the site does not have.
+"""MkDocs hook: resolve links of pages to files outside docs/, which the site does not contain.
 
-A picture is copied into the site. Any other file or folder of the repository is shown as its path, without a link. A
-target that does not exist is left as it is, so that `mkdocs build --strict` fails on it.
+A picture is copied into the site. Any other file or folder is shown as its path, without a link. A target that does not
+exist keeps its link, so that `mkdocs build --strict` fails.
 """
 
 import re
