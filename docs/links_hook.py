@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MkDocs hook: resolve links of pages to files outside docs/, which the site does not contain.
 
-A picture is copied into the site. Any other file or folder is shown as its path, without a link. A target that does not
-exist keeps its link, so that `mkdocs build --strict` fails.
+A picture is copied into the site. Any other file or folder is shown as its path, without a link. A target that does
+not exist keeps its link, so that `mkdocs build --strict` fails.
 """
 
 import re
