@@ -1,6 +1,6 @@
-# Pretraining and fine-tuning run in .venv, tests and lint in .venv-dev. Each is made with $(PYTHON) when it is needed and brought up to
-# date when pyproject.toml, constraints.txt or requirements/ have changed. They are two since the built-in corpus is made of what is
-# installed, and since the packages that the tests try Luna with print lines of their own.
+# Pretraining and fine-tuning run in .venv; tests, lint and docs run in .venv-dev. Each is created with $(PYTHON) when it is needed, and
+# updated when pyproject.toml, constraints.txt or requirements/ have changed. There are two because the built-in corpus consists of what
+# is installed, and because some packages that the tests need print lines of their own.
 
 PYTHON ?= python3.11
 ARGS ?=
@@ -8,21 +8,22 @@ JOBS ?= 2
 INSTALLED := .venv/installed
 INSTALLED_DEV := .venv-dev/installed
 
-.PHONY: help pretrain glue bench test test-fast lint clean
+.PHONY: help pretrain glue bench test test-fast lint docs clean
 
 help:
 	@echo "make pretrain    pretrain a small Luna on this computer's CPU: configs/pretrain/demo.yaml;"
-	@echo "                 ARGS=\"--key value ...\" changes keys of it"
-	@echo "make glue        fine-tune that model on a small task: configs/glue/demo.yaml; for GLUE itself"
-	@echo "                 ARGS=\"--tasks cola,rte --data hub --output_dir runs/glue\" (--data FOLDER: files)"
+	@echo "                 ARGS=\"--key value ...\" overrides its keys"
+	@echo "make glue        fine-tune that model on a small task: configs/glue/demo.yaml. For GLUE itself:"
+	@echo "                 ARGS=\"--tasks cola,rte --data hub --output_dir runs/glue\" (or --data FOLDER)"
 	@echo "make bench       speed and memory of Luna, RoBERTa and ModernBERT on this computer, in about four minutes;"
-	@echo "                 ARGS=\"--help\" tells what else benchmarks/speed/speed.py measures"
+	@echo "                 ARGS=\"--help\" lists what else benchmarks/speed/speed.py measures"
 	@echo "make test        all tests, in JOBS=2 processes"
-	@echo "make test-fast   the tests but for the slow ones"
+	@echo "make test-fast   the tests without the slow ones"
 	@echo "make lint        ruff and mypy"
+	@echo "make docs        build the documentation as a site, in site/"
 	@echo "make clean       remove .venv, .venv-dev and all caches; data/ and runs/ stay"
 	@echo ""
-	@echo "The first of them makes its environment with $(PYTHON) (PYTHON=... for another: 3.11, 3.12 or 3.13)."
+	@echo "The first command creates its environment with $(PYTHON). For another: make PYTHON=..., with 3.11, 3.12 or 3.13."
 
 # One thread for each core, unless the caller has set a number.
 pretrain bench: export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
@@ -38,7 +39,7 @@ glue: $(INSTALLED)
 	@.venv/bin/python finetune_glue/demo_task.py data/demo-task
 	@.venv/bin/python finetune_glue/run_glue.py configs/glue/demo.yaml $(ARGS)
 
-# Two processes with one thread each; the tests of a file stay in one of them, since they share what they set up.
+# Two processes with one thread each. The tests of a file stay in one process, because they share fixtures.
 test test-fast: export OMP_NUM_THREADS := 1
 test: $(INSTALLED_DEV)
 	@.venv-dev/bin/python -m pytest -q -n $(JOBS) --dist loadscope $(ARGS)
@@ -51,6 +52,11 @@ lint: $(INSTALLED_DEV)
 	@.venv-dev/bin/ruff format --check .
 	@.venv-dev/bin/mypy
 
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(INSTALLED_DEV)
+	@.venv-dev/bin/mkdocs build --strict
+	@echo "The documentation is in site/index.html."
+
 $(INSTALLED): REQUIREMENTS := -r requirements/pretrain.txt -r requirements/glue.txt
 $(INSTALLED_DEV): REQUIREMENTS := -r requirements/dev.txt
 $(INSTALLED) $(INSTALLED_DEV): pyproject.toml constraints.txt $(wildcard requirements/*.txt)
@@ -60,11 +66,11 @@ $(INSTALLED) $(INSTALLED_DEV): pyproject.toml constraints.txt $(wildcard require
 	none) echo "error: $(PYTHON) cannot be run. Install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python" >&2; exit 1 ;; \
 	*) echo "error: $(PYTHON) is Python $$version, but 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python" >&2; exit 1 ;; \
 	esac
-	@echo "Installing PyTorch, Transformers and the rest into $(@D). The first time this takes some minutes ..."
+	@echo "Installing PyTorch, Transformers and the rest into $(@D). The first time takes some minutes ..."
 	@$(@D)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e . $(REQUIREMENTS)
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-dev .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .venv-dev .mypy_cache .pytest_cache .ruff_cache build dist site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
