@@ -13,13 +13,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from common.config.yaml_config import ConfigurationError
 from common.errors import reason_of
 from common.hardware import GIB, total_memory
+from common.labels import IGNORED
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from pretrain.models.model import new_model, prepare_for_training, special_ids_of
 from pretrain.models.peers import check_positions
 from pretrain.models.saved_model import read_saved_config
 from pretrain.steps.batches import BatchPlan, RowLengths, cut_rows
-from pretrain.steps.masking import IGNORED
 from pretrain.steps.optimization import known_counts, to_device
 
 

@@ -34,7 +34,7 @@ def main(config: PretrainConfig):
     from pretrain.checkpointing.checkpoints import run_folder
     from pretrain.hub.outbox import HubOutbox
     from pretrain.launch import batch_plan, end_processes, start_accelerator
-    from pretrain.steps.stopping import StopRequest
+    from pretrain.stopping import StopRequest
 
     deadline = time.monotonic() + config.max_time_seconds()
     accelerator = start_accelerator(config)
@@ -94,9 +94,10 @@ def pretrain(
     from pretrain.steps.masking import Masking
     from pretrain.steps.optimizers import build_optimizer
     from pretrain.steps.schedules import Schedule
-    from pretrain.steps.stopping import StopRequest
+    from pretrain.stopping import StopRequest
     from pretrain.training import Run, train
-    from pretrain.watching.monitoring import Monitor, measure_row, print_plan
+    from pretrain.watching.monitoring import Monitor
+    from pretrain.watching.plan import measure_row, print_plan
     from pretrain.watching.progress import Progress
     from pretrain.watching.report import report_run
     from pretrain.watching.trackers import check_installed

@@ -17,7 +17,7 @@ from pretrain.steps.batches import EvaluationBatches, TrainingBatches
 from pretrain.steps.loading import load_batches
 from pretrain.steps.optimization import evaluate, optimizer_step, seed_step
 from pretrain.steps.schedules import Schedule
-from pretrain.steps.stopping import StopRequest
+from pretrain.stopping import StopRequest
 from pretrain.watching.health import packed_health
 from pretrain.watching.monitoring import Monitor
 from pretrain.watching.progress import Progress

@@ -22,7 +22,7 @@ from pretrain.checkpointing.checkpoints import TRAINING_STATE, find_checkpoints,
 from pretrain.configuration import PretrainConfig
 from pretrain.hub import upload as hub_upload
 from pretrain.hub.upload import CONNECTED, FINAL, OUTBOX, QUEUED, REFUSED, UNREACHABLE, HubError
-from pretrain.steps.stopping import StopRequest
+from pretrain.stopping import StopRequest
 
 
 START_SECONDS = 60  # in which the Hub must have answered at the start of a run

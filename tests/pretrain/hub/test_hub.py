@@ -23,7 +23,7 @@ from pretrain.checkpointing.checkpoints import TRAINING_STATE, write_state
 from pretrain.configuration import PretrainConfig
 from pretrain.hub.outbox import HubOutbox
 from pretrain.hub.upload import HubError, waiting
-from pretrain.steps.stopping import StopRequest
+from pretrain.stopping import StopRequest
 
 
 ROOT = Path(__file__).parents[3]

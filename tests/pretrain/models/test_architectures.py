@@ -12,9 +12,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from common.config.yaml_config import ConfigurationError
+from common.labels import IGNORED
 from pretrain.models.model import new_model
 from pretrain.models.peers import REFUSED, TESTED, WITH_UNUSED_PARTS, peer_config
-from pretrain.steps.masking import IGNORED
 
 
 ROOT = Path(__file__).parents[3]

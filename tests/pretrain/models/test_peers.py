@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from common.config.yaml_config import ConfigurationError
+from common.labels import IGNORED
 from pretrain.models.model import new_model
 from pretrain.models.peers import peer_config
 from pretrain.steps.batches import cut_rows
-from pretrain.steps.masking import IGNORED
 
 
 SIZES = {

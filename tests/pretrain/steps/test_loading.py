@@ -149,7 +149,7 @@ def test_system_that_starts_no_more_processes(monkeypatch: pytest.MonkeyPatch):
 PARENT = """
 import multiprocessing
 from pretrain.steps.loading import load_batches
-from pretrain.steps.stopping import StopRequest
+from pretrain.stopping import StopRequest
 
 items = load_batches([[{}]] * 2000, range(2000), 3, StopRequest(float("inf")))
 next(items)
