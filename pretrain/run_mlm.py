@@ -31,7 +31,7 @@ def main(config: PretrainConfig):
     # These imports take seconds; processes that read the built-in corpus import this file again without them.
     from accelerate.utils import broadcast_object_list
 
-    from pretrain.checkpointing.checkpoints import run_folder
+    from pretrain.checkpointing.run_folder import run_folder
     from pretrain.hub.outbox import HubOutbox
     from pretrain.launch import batch_plan, end_processes, start_accelerator
     from pretrain.stopping import StopRequest
@@ -121,7 +121,7 @@ def pretrain(
     validation = EvaluationBatches(validation_rows, masking, plan, config.max_eval_rows)
 
     model = build_model(config, tokenizer).to(accelerator.device)
-    checkpoints = Checkpoints(accelerator, tokenizer, config, model.config, manifest, outbox)
+    checkpoints = Checkpoints(accelerator, tokenizer, config, model.config, manifest, outbox.add if outbox else None)
     if outbox is not None:
         outbox.add_missing()
     checkpoint = checkpoints.find()

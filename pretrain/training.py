@@ -11,7 +11,8 @@ from torch import nn, optim
 
 from common.errors import Stopped
 from pretrain.checkpointing.averaging import WeightAverage
-from pretrain.checkpointing.checkpoints import Checkpoints, DivergenceError, ResumeError
+from pretrain.checkpointing.checkpoints import Checkpoints, DivergenceError
+from pretrain.checkpointing.folders import ResumeError
 from pretrain.configuration import PretrainConfig
 from pretrain.steps.batches import EvaluationBatches, TrainingBatches
 from pretrain.steps.loading import load_batches

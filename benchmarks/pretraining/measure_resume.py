@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from common.errors import report_user_errors
-from pretrain.checkpointing.checkpoints import PROGRESS_FILE, TRAINING_STATE, read_state, write_state
+from pretrain.checkpointing.folders import PROGRESS_FILE, TRAINING_STATE, read_state, write_state
 from pretrain.watching.metrics import METRICS_FILE
 
 

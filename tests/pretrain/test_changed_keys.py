@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pretrain.checkpointing.checkpoints import ResumeError, run_folder
+from pretrain.checkpointing.folders import ResumeError
+from pretrain.checkpointing.run_folder import run_folder
 from pretrain.configuration import PretrainConfig
 
 

@@ -19,14 +19,8 @@ from transformers import AutoModelForMaskedLM, EvalPrediction, Trainer, Training
 
 from common.errors import STOPPED, Stopped
 from modeling_luna import LunaForMaskedLM
-from pretrain.checkpointing.checkpoints import (
-    FIXED,
-    ResumeError,
-    find_checkpoints,
-    find_damage,
-    read_state,
-    run_folder,
-)
+from pretrain.checkpointing.folders import ResumeError, find_checkpoints, find_damage, read_state
+from pretrain.checkpointing.run_folder import FIXED, run_folder
 from pretrain.data.tokenizer import load_tokenizer
 
 

@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
-from pretrain.checkpointing.checkpoints import read_state
+from pretrain.checkpointing.folders import read_state
 from pretrain.checkpointing.model_card import Origin, model_card, write_card
 from pretrain.configuration import PretrainConfig
 from pretrain.prepare import prepare, read_manifest

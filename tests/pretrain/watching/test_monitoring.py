@@ -27,7 +27,8 @@ from pretrain.steps.schedules import Schedule
 from pretrain.watching import device_totals, monitoring
 from pretrain.watching import metrics as metrics_module
 from pretrain.watching.metrics import MetricsFile, read_metrics
-from pretrain.watching.monitoring import Monitor, measure_row, print_plan
+from pretrain.watching.monitoring import Monitor
+from pretrain.watching.plan import measure_row, print_plan
 from pretrain.watching.progress import Progress
 
 
