@@ -1,23 +1,14 @@
-"""The configuration of a pretraining run: a YAML file, with `--key value` overrides."""
+"""Every key of a pretraining run, and what its values must be."""
 
 import dataclasses
-import math
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from common.config.ranges import Range, out_of_range
-from common.config.yaml_config import ConfigurationError, check_plain, read_configuration, read_json, shown, suggest
+from common.config.yaml_config import ConfigurationError, shown, suggest
 from pretrain.data.text_source import ON_BAD_RECORD, Source
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-    from modeling_luna import LunaConfig
-
-# What a saved configuration holds besides the fields of the model.
-IGNORED_MODEL_KEYS = ("architectures", "auto_map", "dtype", "model_type", "return_dict", "transformers_version")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 CHOICES = {
     "masking": ("token", "whole_word", "span"),
@@ -32,7 +23,6 @@ CHOICES = {
 MOST_STEPS, MOST_TOKENS, MOST_HOURS = 10**9, 10**15, 10**5
 LARGEST_SIZE = 2**24  # rows, tokens of a vocabulary, and sizes of a model
 LARGEST_STEP = 2**28  # places of all rows of a step
-MOST_LAYERS = 10**4
 YAML_NAMES: dict[Any, str] = {None: "null", False: "false", True: "true"}
 # The length of a run, of its warm-up and of its decay in each unit.
 LENGTH_KEYS = {
@@ -245,86 +235,12 @@ class PretrainConfig:
             sources.append(Source(**{**defaults, **entry}))
         return sources
 
-    def model_configuration(
-        self, vocab_size: int | None, special_ids: dict[str, int] | None = None
-    ) -> "PreTrainedConfig":
-        """The model's configuration.
-
-        Args:
-            vocab_size: of the tokenizer, if it is known; counts where the configuration gives none.
-            special_ids: `pad_token_id` and the like of the tokenizer, which the model takes over.
-
-        Raises:
-            ConfigurationError: where the tokenizer or the rows do not fit into the model.
-        """
-        fields = self._model_fields()
-        of_tokenizer = {} if vocab_size is None else {"vocab_size": fields.get("vocab_size", vocab_size)}
-        of_tokenizer |= special_ids or {}
-        if self.model_type == "luna":
-            config: PreTrainedConfig = self._luna_config(fields | of_tokenizer)
-        else:
-            config = self._peer_config(fields, of_tokenizer)
-        if vocab_size is not None and config.vocab_size < vocab_size:
-            raise ConfigurationError(
-                f"model.vocab_size is {config.vocab_size}, but the tokenizer has {vocab_size} tokens: raise it to at "
-                f"least {vocab_size}, or leave it out to take the tokenizer's."
-            )
-        return config
-
-    def _luna_config(self, fields: dict) -> "LunaConfig":
-        # Imported here, since it takes seconds that the processes of `python-docs` need not wait for.
-        from huggingface_hub.errors import StrictDataclassError
-
-        from modeling_luna import LunaConfig
-
-        known = list(LunaConfig.__annotations__)
-        for key in fields:
-            if key not in known:
-                raise ConfigurationError(f"model: unknown key {key!r}.{suggest(key, known)}")
-        try:
-            config = LunaConfig(**fields)
-        except StrictDataclassError as error:
-            raise ConfigurationError(f"model: {error.__cause__ or error}") from error
-        if config.conv_kernel_size > 2 * self.max_length:
-            raise ConfigurationError(
-                f"model.conv_kernel_size is {config.conv_kernel_size:,}: it must not exceed twice max_length "
-                f"({self.max_length:,}), as no token has more neighbours."
-            )
-        if config.position_embedding_type == "learned" and config.max_position_embeddings < self.max_length:
-            raise ConfigurationError(
-                f"max_length is {self.max_length}, but model.max_position_embeddings is "
-                f"{config.max_position_embeddings}: rows must not be longer than the model's positions."
-            )
-        return config
-
-    def _peer_config(self, fields: dict, of_tokenizer: dict) -> "PreTrainedConfig":
-        from pretrain.models.peers import peer_config
-
-        self._require(
-            "packing", self.packing != "best_fit", f"cannot be had: {self.model_type} does not keep documents apart"
-        )
-        return peer_config(self.model_type, fields, of_tokenizer)
-
-    def _model_fields(self) -> dict[str, Any]:
-        """The fields of the model's configuration that the run gives."""
-        fields = {}
-        if self.model_config is not None:
-            fields = read_json(Path(self.model_config))
-            if fields.get("model_type", self.model_type) != self.model_type:
-                raise ConfigurationError(
-                    f"{self.model_config} is of a {fields['model_type']} model, but model_type is {self.model_type}."
-                )
-            fields = {key: value for key, value in fields.items() if key not in IGNORED_MODEL_KEYS}
-        fields |= self.model
-        if fields.get("return_dict", True) is not True:
-            raise ConfigurationError(f"model.return_dict is {shown(fields['return_dict'])}: leave it out.")
-        for key, value in fields.items():
-            check_plain(f"model.{key}", value)
-            _check_size(key, value)
-        return fields
-
     def validate(self):
-        """Raise a `ConfigurationError` that names the key where a value makes no sense."""
+        """
+        Raises:
+            ConfigurationError: where the value of a key is invalid. What `model` holds is checked where the model's
+                configuration is made (`pretrain.models.configuration`).
+        """
         from pretrain.data.mixture import check_weights
         from pretrain.data.packing import PACKINGS
         from pretrain.data.tokenizer import SMALLEST_VOCABULARY
@@ -375,9 +291,7 @@ class PretrainConfig:
         if self.push_to_hub is not None:
             self._validate_repository(self.push_to_hub)
         check_weights([source.weight for source in self.sources()])
-        if self.init_from is None:
-            self.model_configuration(vocab_size=None if self.tokenizer else self.vocab_size)
-        else:
+        if self.init_from is not None:
             self._require("model_config", self.model_config is None, "must be null where init_from gives the model")
             self._require("model_type", self.model_type == "luna", "must be luna, the only one to be gone on from")
 
@@ -463,34 +377,6 @@ class PretrainConfig:
     def _require(self, key: str, fulfilled: bool, message: str):
         if not fulfilled:
             raise ConfigurationError(f"{key} is {shown(getattr(self, key))}: it {message}.")
-
-
-def load_config(arguments: list[str], about: str = "") -> PretrainConfig:
-    """Read `FILE.yaml --key value ...`; values are YAML, keys below `model` are written `--model.KEY`.
-
-    Args:
-        about: what `--help` prints before the keys.
-
-    Raises:
-        ConfigurationError: for a file that is not there or not YAML, an unknown key (with the nearest known one), or
-            a value that makes no sense.
-    """
-    config = read_configuration(PretrainConfig, arguments, {"model": None}, about)
-    config.validate()
-    return config
-
-
-def _check_size(key: object, value: Any):
-    """
-    Raises:
-        ConfigurationError: for a number that no field of a model can have.
-    """
-    for item in value if isinstance(value, list) else [value]:
-        most = MOST_LAYERS if "layer" in str(key) else LARGEST_SIZE
-        if isinstance(item, int) and abs(item) > most:
-            raise ConfigurationError(f"model.{key} is {item:,}: it must be at most {most:,}.")
-        if isinstance(item, float) and not math.isfinite(item):
-            raise ConfigurationError(f"model.{key} is {item}: it must be a finite number.")
 
 
 def _seconds(key: str, time: str) -> float:

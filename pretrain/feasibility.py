@@ -16,6 +16,7 @@ from common.hardware import GIB, total_memory
 from common.labels import IGNORED
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from pretrain.models.configuration import model_configuration
 from pretrain.models.model import new_model, prepare_for_training, special_ids_of
 from pretrain.models.peers import check_positions
 from pretrain.models.saved_model import read_saved_config
@@ -54,9 +55,9 @@ def _expected_config(config: PretrainConfig) -> PreTrainedConfig:
     if config.init_from is not None:
         return read_saved_config(config)
     if config.tokenizer is None:
-        return config.model_configuration(config.vocab_size, TRAINED_IDS)
+        return model_configuration(config, config.vocab_size, TRAINED_IDS)
     tokenizer = load_tokenizer(config.tokenizer)
-    return config.model_configuration(len(tokenizer), special_ids_of(tokenizer))
+    return model_configuration(config, len(tokenizer), special_ids_of(tokenizer))
 
 
 def _sketch(config: PretrainConfig, model_config: PreTrainedConfig, memory: int) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pretrain.configuration import PretrainConfig
 from pretrain.data.local_files import local_files
 from pretrain.data.sources import source_identity
+from pretrain.models.configuration import model_configuration
 
 
 FORMAT = 3  # of a prepared folder; raise it when its meaning changes
@@ -73,7 +74,7 @@ def _tokenizer_identity(config: PretrainConfig) -> dict:
 
     tokenizer = load_tokenizer(config.tokenizer)
     # Refuses one that is larger than the model's vocabulary, before any reading.
-    config.model_configuration(len(tokenizer))
+    model_configuration(config, len(tokenizer))
     content = json.dumps([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map], sort_keys=True)
     return {"trained": False, "sha256": hashlib.sha256(content.encode()).hexdigest()}
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from common.errors import Stopped, UserError, report_user_errors
 from common.launcher import end_with_launcher
-from pretrain.configuration import PretrainConfig, load_config
+from pretrain.command_line import load_config
+from pretrain.configuration import PretrainConfig
 
 
 if TYPE_CHECKING:

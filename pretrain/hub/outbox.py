@@ -1,4 +1,4 @@
-"""What a run queues for the Hugging Face Hub; the program `upload.py` beside this file takes it there in the background."""
+"""What a run queues for the Hugging Face Hub; the program `pretrain/hub/upload.py` uploads it in the background."""
 
 import os
 import queue

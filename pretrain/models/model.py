@@ -12,6 +12,7 @@ from common.errors import reason_of
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import row_ends
+from pretrain.models.configuration import model_configuration
 from pretrain.models.peers import build_peer
 from pretrain.models.saved_model import load_saved_model
 
@@ -29,7 +30,7 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         if config.init_from is None:
-            model_config, weights = config.model_configuration(len(tokenizer), special_ids), None
+            model_config, weights = model_configuration(config, len(tokenizer), special_ids), None
         else:
             model_config, weights = load_saved_model(config, tokenizer, special_ids)
         try:

@@ -16,8 +16,10 @@ from common.config.ranges import Range
 from common.config.yaml_config import ConfigurationError, suggest
 from common.errors import UserError
 from modeling_luna import LunaConfig
-from pretrain.configuration import PretrainConfig, load_config
+from pretrain.command_line import load_config
+from pretrain.configuration import PretrainConfig
 from pretrain.data.text_source import Source
+from pretrain.models.configuration import model_configuration
 
 
 SHORTEST = "output_dir: runs/test\nmax_steps: 100"
@@ -389,21 +391,21 @@ def test_what_does_not_fit_the_model(file: Path, content: str, arguments: str, m
 
 
 def test_the_vocabulary_of_the_model_is_that_of_the_tokenizer_unless_it_is_given(file: Path) -> None:
-    assert load(file).model_configuration(vocab_size=1000) == LunaConfig(vocab_size=1000)
+    assert model_configuration(load(file), vocab_size=1000) == LunaConfig(vocab_size=1000)
     larger = load(file, arguments="--vocab_size 300 --model.vocab_size 1024")
-    assert larger.model_configuration(vocab_size=300).vocab_size == 1024
+    assert model_configuration(larger, vocab_size=300).vocab_size == 1024
     with pytest.raises(ConfigurationError, match="^model.vocab_size is 1024, but the tokenizer has 1025 tokens"):
-        larger.model_configuration(vocab_size=1025)
+        model_configuration(larger, vocab_size=1025)
 
 
 def test_a_given_tokenizer_brings_its_own_vocabulary(file: Path) -> None:
     config = load(file, arguments="--tokenizer folder --vocab_size 5 --model.hidden_size 24")
-    assert config.model_configuration(vocab_size=70).vocab_size == 70
+    assert model_configuration(config, vocab_size=70).vocab_size == 70
 
 
 def test_rows_may_be_longer_than_the_positions_where_these_are_computed(file: Path) -> None:
     config = load(file, arguments="--max_length 600 --model.position_embedding_type sinusoidal")
-    assert config.model_configuration(vocab_size=300).position_embedding_type == "sinusoidal"
+    assert model_configuration(config, vocab_size=300).position_embedding_type == "sinusoidal"
 
 
 def test_the_fields_of_the_model_may_come_from_a_file_as_transformers_saves_it(file: Path, tmp_path: Path) -> None:
@@ -412,7 +414,7 @@ def test_the_fields_of_the_model_may_come_from_a_file_as_transformers_saves_it(f
     )
     saved.save_pretrained(tmp_path)
     arguments = f"--vocab_size 300 --model_config {tmp_path}/config.json --model.projection_length 5"
-    built = load(file, arguments=arguments).model_configuration(vocab_size=300)
+    built = model_configuration(load(file, arguments=arguments), vocab_size=300)
     assert (built.hidden_size, built.projection_length, built.vocab_size) == (24, 5, 300)
     assert (built.architectures, built.dtype) == (None, None)
 
@@ -478,7 +480,7 @@ def test_suggestions_name_the_nearest_key_or_all() -> None:
 def test_the_official_sizes(file: Path, name: str, differences: dict[str, Any]) -> None:
     model_file = Path(__file__).parents[2] / f"configs/model/{name}.json"
     config = load(file, arguments=f"--model_config {model_file}")
-    assert config.model_configuration(vocab_size=50265) == LunaConfig(**differences)
+    assert model_configuration(config, vocab_size=50265) == LunaConfig(**differences)
     assert json.loads(model_file.read_text())["model_type"] == "luna"
 
 

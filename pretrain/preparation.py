@@ -35,7 +35,8 @@ from common.files import (
     write_folder,
 )
 from common.signs_of_life import with_progress
-from pretrain.configuration import PretrainConfig, load_config
+from pretrain.command_line import load_config
+from pretrain.configuration import PretrainConfig
 from pretrain.data.local_files import files_elsewhere
 from pretrain.data.manifest import CHECKED, MANIFEST, damaged_files, read_manifest, write_manifest
 from pretrain.data.packed_data import PackedRows
