@@ -1,6 +1,7 @@
 """Every key of a pretraining run, and what its values must be."""
 
 import dataclasses
+import os
 import re
 from typing import Annotated, Any
 
@@ -356,6 +357,10 @@ class PretrainConfig:
     def trackers(self) -> list[str]:
         """`report_to` as a list, each tracker once."""
         return [self.report_to] if isinstance(self.report_to, str) else list(dict.fromkeys(self.report_to))
+
+    def preparation_processes(self) -> int:
+        """`num_proc`, or the cores that this process may use."""
+        return self.num_proc or len(os.sched_getaffinity(0))
 
     def max_time_seconds(self) -> float:
         """`max_time` in seconds; infinite without it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from pretrain.configuration import PretrainConfig
 from pretrain.data.local_files import local_files
 from pretrain.data.sources import source_identity
+from pretrain.data.tokenizer import load_tokenizer
 from pretrain.models.configuration import model_configuration
 
 
@@ -68,10 +69,6 @@ def _tokenizer_identity(config: PretrainConfig) -> dict:
             "vocab_size": config.vocab_size,
             "megabytes": config.tokenizer_train_megabytes,
         }
-    from pretrain.data.tokenizer import (
-        load_tokenizer,
-    )  # takes seconds, which processes that tokenise need not wait for
-
     tokenizer = load_tokenizer(config.tokenizer)
     # Refuses one that is larger than the model's vocabulary, before any reading.
     model_configuration(config, len(tokenizer))

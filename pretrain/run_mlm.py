@@ -85,12 +85,13 @@ def pretrain(
 
     from pretrain.checkpointing.averaging import WeightAverage
     from pretrain.checkpointing.checkpoints import Checkpoints
+    from pretrain.data.manifest import read_manifest
     from pretrain.data.packed_data import PackedRows
     from pretrain.data.tokenizer import load_tokenizer
     from pretrain.feasibility import check_model
     from pretrain.models.model import build_model
     from pretrain.models.saved_model import read_saved_config, saved_folder
-    from pretrain.prepare import prepare, read_manifest
+    from pretrain.preparation import prepare
     from pretrain.steps.batches import EvaluationBatches, RowLengths, TrainingBatches
     from pretrain.steps.masking import Masking
     from pretrain.steps.optimizers import build_optimizer

@@ -17,7 +17,7 @@ from pretrain import training as training_module
 from pretrain.checkpointing.checkpoints import DivergenceError
 from pretrain.checkpointing.folders import ResumeError, find_checkpoints, read_state, write_state
 from pretrain.data.packed_data import PackedRows
-from pretrain.prepare import prepare
+from pretrain.preparation import prepare
 from pretrain.steps.optimizers import build_optimizer
 
 

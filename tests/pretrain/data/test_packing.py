@@ -14,7 +14,7 @@ from pretrain.data.sentences import sentence_starts
 from pretrain.data.shards import SplitArrays
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.models.model import build_model
-from pretrain.prepare import prepare
+from pretrain.preparation import prepare
 from pretrain.steps.batches import BatchPlan, BatchSizes, EvaluationBatches, TrainingBatches, model_arguments
 from pretrain.steps.masking import Masking
 

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from common.files import DamagedFile
-from pretrain import prepare as prepare_module
+from pretrain import building
 from pretrain.configuration import PretrainConfig
 from pretrain.data import parts
+from pretrain.data.manifest import read_manifest
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.packing import PACKINGS
 from pretrain.data.shard_file import Shard, SplitArrays, write_shard
 from pretrain.data.tokenizer import load_tokenizer
-from pretrain.prepare import prepare, read_manifest
+from pretrain.preparation import prepare
 
 
 # Of the rows that training and validation see in three epochs under seed 7: what they have always been.
@@ -166,7 +167,7 @@ def test_preparation_that_goes_on_believes_no_flipped_byte(
     partial = tmp_path / "partial"
     config.prepared_dir = str(partial)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_statistics", lambda *arguments: 1 / 0)
+        patch.setattr(building, "_statistics", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(config)
     shutil.copytree(partial, tmp_path / "left")

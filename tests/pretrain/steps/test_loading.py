@@ -19,9 +19,9 @@ from run_records import timeless
 from training_runs import read_metrics
 
 from common.errors import INTERRUPTED, STOPPED, LostProcess, UserError
+from pretrain.building import PreparationError
 from pretrain.data import workers
 from pretrain.data.workers import shared_out
-from pretrain.prepare import PreparationError
 from pretrain.steps import loading
 from pretrain.steps.batches import TrainingBatches
 from pretrain.steps.loading import load_batches
