@@ -19,7 +19,7 @@ help:
 	@echo "                 ARGS=\"--help\" tells what else benchmarks/speed/speed.py measures"
 	@echo "make test        all tests, in JOBS=2 processes"
 	@echo "make test-fast   the tests but for the slow ones"
-	@echo "make lint        ruff and mypy"
+	@echo "make lint        ruff, mypy, and the floors of the folders (import-linter)"
 	@echo "make clean       remove .venv, .venv-dev and all caches; data/ and runs/ stay"
 	@echo ""
 	@echo "The first of them makes its environment with $(PYTHON) (PYTHON=... for another: 3.11, 3.12 or 3.13)."
@@ -50,6 +50,7 @@ lint: $(INSTALLED_DEV)
 	@.venv-dev/bin/ruff check .
 	@.venv-dev/bin/ruff format --check .
 	@.venv-dev/bin/mypy
+	@report=$$(.venv-dev/bin/lint-imports --no-cache --no-logo 2>&1) || { echo "$$report"; exit 1; }; echo "$$report" | tail -n 1
 
 $(INSTALLED): REQUIREMENTS := -r requirements/pretrain.txt -r requirements/glue.txt
 $(INSTALLED_DEV): REQUIREMENTS := -r requirements/dev.txt
