@@ -59,7 +59,7 @@ def fingerprint(identity: dict) -> str:
 
 def prepared_folder(config: PretrainConfig, identity: dict) -> Path:
     """Where the corpus with an identity lies."""
-    return Path(config.prepared_dir) / f"{_short_name(config)}-{fingerprint(identity)}"
+    return Path(config.prepared_dir) / f"{short_name(config)}-{fingerprint(identity)}"
 
 
 def _tokenizer_identity(config: PretrainConfig) -> dict:
@@ -76,7 +76,8 @@ def _tokenizer_identity(config: PretrainConfig) -> dict:
     return {"trained": False, "sha256": hashlib.sha256(content.encode()).hexdigest()}
 
 
-def _short_name(config: PretrainConfig) -> str:
+def short_name(config: PretrainConfig) -> str:
+    """How the names of the prepared folders of a first source begin."""
     path = config.sources()[0].path
     words = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in path).strip("-.")
     return words[-40:] or "text"

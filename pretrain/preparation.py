@@ -28,7 +28,7 @@ from pretrain.data.manifest import CHECKED, MANIFEST, damaged_files, read_manife
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.row_index import damage_of_index, ensure_index
 from pretrain.data.shard_file import SPLITS
-from pretrain.data.sources import Source, SourceError
+from pretrain.data.sources import Source, SourceError, check_source
 from pretrain.identity import (
     FORMAT,
     corpus_identity,
@@ -36,6 +36,7 @@ from pretrain.identity import (
     former_identity,
     has_changed,
     prepared_folder,
+    short_name,
 )
 
 
@@ -53,6 +54,21 @@ def prepare(config: PretrainConfig, quiet: bool = False) -> Path:
     if not quiet:
         _print_rows(config, folder)
     return folder
+
+
+def find_prepared(config: PretrainConfig) -> Path | None:
+    """The folder of data that are prepared and whole; None where they are still to be prepared.
+
+    Files are hashed only where a folder may be theirs.
+
+    Raises:
+        SourceError: where a source is not there.
+    """
+    if not any(Path(config.prepared_dir).glob(f"{short_name(config)}-*")):
+        for source in config.sources():
+            check_source(source)
+        return None
+    return _whole_folder(config, corpus_identity(config), quiet=True)
 
 
 def _whole_folder(config: PretrainConfig, identity: dict, quiet: bool) -> Path | None:

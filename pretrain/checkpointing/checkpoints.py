@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from pretrain.checkpointing.folders import (
     find_damage,
     find_not_finite,
     first_not_finite,
+    newest_whole,
     read_state,
     step_of,
     write_state,
@@ -80,19 +82,10 @@ class Checkpoints:
         Raises:
             ResumeError: where it is not. With `on_bad_checkpoint: previous` a damaged one is passed over.
         """
-        for folder in reversed(find_checkpoints(self.folder)):
-            damage = find_damage(folder) or find_not_finite(folder)
-            if damage is None:
-                self._check_origin(folder)
-                return folder
-            if self.config.on_bad_checkpoint == "error":
-                raise ResumeError(
-                    f"{folder} is damaged: {damage}. `--on_bad_checkpoint previous` goes on from the newest one that "
-                    "is whole."
-                )
-            if self.accelerator.is_main_process:
-                print(f"{folder} is damaged ({damage}) and is passed over", flush=True)
-        return None
+        folder = newest_whole(self.folder, self.config.on_bad_checkpoint, partial(self.accelerator.print, flush=True))
+        if folder is not None:
+            self._check_origin(folder)
+        return folder
 
     def _check_origin(self, folder: Path):
         state = read_state(folder)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -65,6 +66,30 @@ def first_not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
 def find_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints below a run's folder, oldest first."""
     return sorted(filter(step_of, folder.glob("checkpoint-*")), key=step_of)
+
+
+def newest_whole(run: Path, on_bad_checkpoint: str, say: Callable[[str], object] = print) -> Path | None:
+    """The checkpoint that a run resumes from: the newest one, which must be whole and of finite numbers.
+
+    Args:
+        run: the run's folder.
+        on_bad_checkpoint: `previous` passes damaged ones over; `error` does not.
+        say: told of each that is passed over.
+
+    Raises:
+        ResumeError: where it is damaged, unless `on_bad_checkpoint` is `previous`.
+    """
+    for folder in reversed(find_checkpoints(run)):
+        damage = find_damage(folder) or find_not_finite(folder)
+        if damage is None:
+            return folder
+        if on_bad_checkpoint == "error":
+            raise ResumeError(
+                f"{folder} is damaged: {damage}. `--on_bad_checkpoint previous` goes on from the newest one that is "
+                "whole."
+            )
+        say(f"{folder} is damaged ({damage}) and is passed over")
+    return None
 
 
 def step_of(folder: Path) -> int:

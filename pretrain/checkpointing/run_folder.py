@@ -16,6 +16,7 @@ from pretrain.checkpointing.folders import ResumeError, find_checkpoints
 from pretrain.configuration import PretrainConfig
 
 
+CONFIG_FILE = "config.yaml"
 STATUS_FILE = "status.json"
 # Keys that decide what a step computes; a run that goes on with others would not be the same run.
 FIXED = (
@@ -87,8 +88,14 @@ def _stored_config(path: Path) -> dict:
     return values
 
 
-def _store_config(config: PretrainConfig, folder: Path):
-    path = folder / "config.yaml"
+def check_stored_config(config: PretrainConfig):
+    """Compare the configuration with that of the run so far, and print what has changed.
+
+    Raises:
+        ResumeError: where a key has changed that decides what a step computes, or the stored file is damaged.
+    """
+    folder = Path(config.output_dir)
+    path = folder / CONFIG_FILE
     now = dataclasses.asdict(config)
     if find_checkpoints(folder) and path.exists():
         before = _stored_config(path)
@@ -101,4 +108,9 @@ def _store_config(config: PretrainConfig, folder: Path):
         for key in now:
             if before.get(key) != now[key]:
                 print(f"{key} was {before.get(key)!r} in this run so far and is {now[key]!r} from here on")
-    write_text(path, with_first_line(yaml.safe_dump(now, sort_keys=False)))
+
+
+def _store_config(config: PretrainConfig, folder: Path):
+    check_stored_config(config)
+    now = dataclasses.asdict(config)
+    write_text(folder / CONFIG_FILE, with_first_line(yaml.safe_dump(now, sort_keys=False)))

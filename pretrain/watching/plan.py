@@ -18,7 +18,7 @@ WORTH_SAYING = 1.5  # times as fast with fewer threads
 def print_plan(
     config: PretrainConfig,
     model,
-    manifest: dict,
+    manifest: dict | None,
     plan: BatchPlan,
     accelerator: Accelerator,
     seconds: float,
@@ -28,10 +28,10 @@ def print_plan(
     """Model, data and steps in a few lines, before the first step.
 
     Args:
+        manifest: of the prepared data; None where they are still to be prepared.
         seconds: the expected time of one row.
         advice: about the threads.
     """
-    train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
     sources = ", ".join(source.path for source in config.sources())
     if schedule.total_steps is None:
         rows = round(3600 * schedule.length / seconds)
@@ -40,6 +40,14 @@ def print_plan(
         rows = plan.sizes.rows_before(schedule.total_steps)
         steps, expected = f"{schedule.total_steps:,} of", f"about {duration(seconds * rows)}"
     tokens = rows * config.max_length
+    data, share = f"{sources}: still to be prepared", ""
+    if manifest is not None:
+        train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
+        data = (
+            f"{sources}: {train['tokens']:,} tokens in {train['documents']:,} documents to learn from, "
+            f"{validation['tokens']:,} in {validation['documents']:,} held out"
+        )
+        share = f", {tokens / train['tokens']:.1f} times the data"
     rising = "" if plan.sizes.ramp_steps == 0 else f"{plan.sizes.start:,} to "
     lengthening = "" if config.max_length_start is None else f"{config.max_length_start:,} to "
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
@@ -52,10 +60,9 @@ def print_plan(
     lines = {
         "Model": f"{name}{start}, {model.num_parameters():,} parameters: {describe_shape(options)}, {own}vocabulary "
         f"{options.vocab_size:,}",
-        "Data": f"{sources}: {train['tokens']:,} tokens in {train['documents']:,} documents to learn from, "
-        f"{validation['tokens']:,} in {validation['documents']:,} held out",
+        "Data": data,
         "Steps": f"{steps} {rising}{config.batch_size:,} rows of {lengthening}{config.max_length:,} tokens: "
-        f"{tokens:,} tokens, {tokens / train['tokens']:.1f} times the data",
+        f"{tokens:,} tokens{share}",
         "Processes": f"{accelerator.num_processes} on {accelerator.device.type} in {precision}, each "
         f"{plan.num_micro_batches(config.batch_size)} x {plan.micro_batch_size} rows a step",
         "Hardware": describe_hardware(accelerator),
