@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from common.config.key_help import HEADING, help_text, key_docs
+from common.config.key_help import HEADING, help_text
+from common.config.keys import keys_of
 from pretrain.configuration import PretrainConfig
 
 
@@ -61,9 +62,9 @@ def test_keys_with_defaults_and_a_line_each(program: str, monkeypatch, capsys):
 
 def test_every_key_has_a_line():
     fields = [field.name for field in dataclasses.fields(PretrainConfig)]
-    docs = key_docs(PretrainConfig)
-    assert list(docs) == fields
-    assert max(map(len, docs.values())) < 250
+    keys = keys_of(PretrainConfig)
+    assert [key.name for key in keys] == fields
+    assert all(0 < len(key.doc) < 250 for key in keys)
     text = help_text("", PretrainConfig, {})
     assert all(f"  --{name} " in text for name in fields)
 

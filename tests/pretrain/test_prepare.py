@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,11 +24,10 @@ from modeling_luna import LunaTokenizer
 from pretrain import building
 from pretrain import identity as identities
 from pretrain.building import PreparationError
-from pretrain.configuration import PretrainConfig
+from pretrain.configuration import Packing, PretrainConfig
 from pretrain.data import parts
 from pretrain.data.manifest import read_manifest
 from pretrain.data.packed_data import PackedRows
-from pretrain.data.packing import PACKINGS
 from pretrain.data.parts import entropy
 from pretrain.data.sources import Source, SourceError
 from pretrain.data.tokenizer import load_tokenizer, sample_texts
@@ -322,7 +322,7 @@ def former_format(config: PretrainConfig) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("packing", get_args(Packing))
 def test_data_of_the_former_format_are_read(
     config: PretrainConfig, packing: str, small_shards, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
