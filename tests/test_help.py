@@ -16,7 +16,7 @@ from pretrain.configuration import PretrainConfig
 ROOT = Path(__file__).parents[1]
 PROGRAMS = sorted(
     str(path.relative_to(ROOT))
-    for folder in ("benchmarks", "docs", "finetune_glue", "modeling_luna", "pretrain")
+    for folder in ("benchmarks", "docs", "evaluation", "finetune_glue", "modeling_luna", "pretrain")
     for path in (ROOT / folder).rglob("*.py")
     if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")
 )

@@ -58,7 +58,7 @@ def test_prepared_data_and_a_run_to_resume_are_found(
         ({"tokenizer": "missing/tokenizer"}, "missing/tokenizer"),
         ({"init_from": "missing"}, "init_from: missing is no folder, and cannot be loaded from the Hub"),
         ({"model": {"hidden_size": 33}}, "model: hidden_size (33) must be a multiple of num_attention_heads (2)"),
-        ({"model_type": "bart", "model": None}, "model_type: bart is no encoder alone"),
+        ({"model_type": "roberto"}, "model_type: 'roberto' is no masked language model"),
         ({"vocab_size": 2**24, "model": {"hidden_size": 2**20}}, "lower vocab_size or the sizes in model"),
     ],
 )
