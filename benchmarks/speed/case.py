@@ -21,10 +21,10 @@ from benchmarks.speed.limited_process import OUT_OF_MEMORY
 from benchmarks.speed.models import ModelName, count_parameters, new_config, new_model
 from benchmarks.speed.rows import Batch, document_lengths, new_batch
 from common.allocator import keep_freed_memory
-from common.checkpointing import enable_checkpointing
 from common.compilation import compile_parts
 from common.errors import report_user_errors
 from common.flops import training_flops
+from common.gradient_checkpointing import enable_checkpointing
 from common.hardware import peak_flops, peak_memory
 from common.labels import IGNORED
 from modeling_luna import LunaConfig

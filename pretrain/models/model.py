@@ -5,10 +5,10 @@ import copy
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from common.checkpointing import enable_checkpointing
 from common.compilation import compile_parts
 from common.config.yaml_config import ConfigurationError
 from common.errors import reason_of
+from common.gradient_checkpointing import enable_checkpointing
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import row_ends
