@@ -25,8 +25,9 @@ from common.compilation import compile_parts
 from common.errors import report_user_errors
 from common.flops import training_flops
 from common.gradient_checkpointing import enable_checkpointing
-from common.hardware import peak_flops, peak_memory
+from common.hardware import peak_memory
 from common.labels import IGNORED
+from common.peak_speed import peak_flops
 from modeling_luna import LunaConfig
 
 

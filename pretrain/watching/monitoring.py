@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from common.durations import duration
 from common.flops import training_flops
-from common.hardware import GIB, describe_hardware, peak_flops, peak_memory
+from common.hardware import GIB, describe_hardware, peak_memory
+from common.peak_speed import peak_flops
 from common.signs_of_life import with_progress
 from pretrain.configuration import PretrainConfig
 from pretrain.steps.batches import EvaluationBatches

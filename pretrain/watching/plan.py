@@ -1,17 +1,21 @@
 """What a run prints before its first step: the plan, with the time that it is expected to take."""
 
+import time
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 
 from common.architectures import describe_shape
 from common.durations import duration
-from common.hardware import describe_hardware, time_by_threads
+from common.hardware import describe_hardware
 from pretrain.configuration import PretrainConfig
 from pretrain.steps.batches import BatchPlan
 from pretrain.steps.optimization import to_device
 from pretrain.steps.schedules import Schedule
 
 
+TIMINGS = 3  # of which the fastest counts
 WORTH_SAYING = 1.5  # times as fast with fewer threads
 
 
@@ -97,6 +101,34 @@ def measure_row(model, batch: dict, accelerator: Accelerator) -> tuple[float, st
         times = time_by_threads(compute, others=alone)
     model.zero_grad(set_to_none=True)
     return times[max(times)] / (len(batch["labels"]) * accelerator.num_processes), _advice_on_threads(times)
+
+
+def time_by_threads(work: Callable[[], object], others: bool = True) -> dict[int, float]:
+    """The seconds that some work takes by the number of threads of this process: the present number, and half of it,
+    and so on as long as that is faster.
+
+    Where other programs use the cores, threads that wait for each other spin, and fewer of them can be several times
+    as fast.
+
+    Args:
+        others: whether other numbers than the present one are tried.
+    """
+    present = threads = torch.get_num_threads()
+    times: dict[int, float] = {}
+    try:
+        while threads and (not times or min(times, key=lambda number: times[number]) == min(times)):
+            torch.set_num_threads(threads)
+            times[threads] = min(_time(work) for _ in range(TIMINGS))
+            threads = threads // 2 if others else 0
+    finally:
+        torch.set_num_threads(present)
+    return times
+
+
+def _time(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def _advice_on_threads(times: dict[int, float]) -> str | None:

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common import hardware
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.steps.batches import BatchPlan, BatchSizes
 from pretrain.steps.schedules import Schedule
+from pretrain.watching import plan as plan_module
 from pretrain.watching.plan import measure_row, print_plan
 
 
@@ -61,7 +61,7 @@ def test_advice_where_fewer_threads_are_faster(
 ):
     """On a clock that each pass moves on by the seconds of the present number of threads."""
     clock, threads = Clock(), [max(seconds)]
-    monkeypatch.setattr(hardware, "time", clock)
+    monkeypatch.setattr(plan_module, "time", clock)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     model = LunaForMaskedLM(LunaConfig(**build_config(tmp_path).model, vocab_size=400))
