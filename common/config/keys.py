@@ -5,7 +5,7 @@ A field is the one source of a key: its type, its bounds (`Annotated[int, Range(
 
     # Optimisation: The defaults are those of the paper.
     optimizer: Literal["adamw", "stable_adamw"] = "adamw"
-    \"\"\"Optimiser.\"\"\"
+    "Optimiser."
 
 Validation, error messages, `--help` and docs/configuration.md all read it from there.
 """
