@@ -93,6 +93,7 @@ def test_keys_of_a_mapping_follow():
         f"{HEADING}:",
         "--inner {} Keys of their own.",
         "--name null A text of two lines.",
+        "inner:",
         "--inner.rate 1.0 Share of 100 %.",
     ]
 

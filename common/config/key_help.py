@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
+from itertools import groupby
 
 from common.config.keys import keys_of
 
@@ -23,11 +24,13 @@ def help_text(about: str, config_class: type, nested: Mapping[str, type | None])
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    group = parser.add_argument_group(HEADING)
     described = {"": config_class} | {f"{key}.": inner for key, inner in nested.items() if inner is not None}
     for prefix, keys_class in described.items():
-        for key in keys_of(keys_class):
-            default = "(needed)" if key.default is None else key.default
-            allowed = f" ({key.allowed()})" if key.allowed() else ""
-            group.add_argument(f"--{prefix}{key.name}", metavar=default, help=f"{key.doc}{allowed}".replace("%", "%%"))
+        for section, keys in groupby(keys_of(keys_class), key=lambda key: key.section):
+            title, _, sentence = section.partition(": ")
+            group = parser.add_argument_group(title or prefix.removesuffix(".") or HEADING, sentence or None)
+            for key in keys:
+                default = "(needed)" if key.default is None else key.default
+                text = f"{key.doc} ({key.allowed()})" if key.allowed() else key.doc
+                group.add_argument(f"--{prefix}{key.name}", metavar=default, help=text.replace("%", "%%"))
     return parser.format_help()
