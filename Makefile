@@ -19,7 +19,7 @@ help:
 	@echo "                 ARGS=\"--help\" lists what else benchmarks/speed/speed.py measures"
 	@echo "make test        all tests, in JOBS=2 processes"
 	@echo "make test-fast   the tests without the slow ones"
-	@echo "make lint        ruff and mypy"
+	@echo "make lint        ruff, mypy, and the floors of the folders (import-linter)"
 	@echo "make docs        build the documentation as a site, in site/"
 	@echo "make clean       remove .venv, .venv-dev and all caches; data/ and runs/ stay"
 	@echo ""
@@ -51,6 +51,7 @@ lint: $(INSTALLED_DEV)
 	@.venv-dev/bin/ruff check .
 	@.venv-dev/bin/ruff format --check .
 	@.venv-dev/bin/mypy
+	@report=$$(.venv-dev/bin/lint-imports --no-cache --no-logo 2>&1) || { echo "$$report"; exit 1; }; echo "$$report" | tail -n 1
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(INSTALLED_DEV)

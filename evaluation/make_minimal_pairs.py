@@ -23,7 +23,7 @@ import numpy as np
 
 from common.errors import UserError, report_user_errors
 from common.files import make_folder, write_text
-from evaluation.evaluate import add_text_options, positive_number, seed
+from evaluation.options import add_text_options, positive_number, seed
 
 
 # By phenomenon, words that are swapped for each other.

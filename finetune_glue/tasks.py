@@ -7,9 +7,9 @@ from typing import Any
 
 from common.config.yaml_config import ConfigurationError, read_values, suggest
 from common.errors import UserError
+from common.labels import IGNORED as IGNORED
 
 
-IGNORED = -100  # label of rows that count for nothing; Transformers has the same
 PROBLEMS = {  # the metrics of a description that names none
     "classification": ("accuracy",),
     "regression": ("pearson", "spearman"),

@@ -1,39 +1,21 @@
-"""The configuration of a pretraining run: a YAML file, with `--key value` overrides."""
+"""Every key of a pretraining run, and what its values must be."""
 
 import dataclasses
-import math
+import os
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Literal
 
-from common.config.ranges import Range, out_of_range
-from common.config.yaml_config import ConfigurationError, check_plain, read_configuration, read_json, shown, suggest
-from pretrain.data.text_source import ON_BAD_RECORD, Source
+from common.config.keys import Range, find_problem
+from common.config.yaml_config import ConfigurationError, shown, suggest
+from pretrain.data.text_source import DocumentMode, OnBadRecord, Source
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-    from modeling_luna import LunaConfig
-
-# What a saved configuration holds besides the fields of the model.
-IGNORED_MODEL_KEYS = ("architectures", "auto_map", "dtype", "model_type", "return_dict", "transformers_version")
+Packing = Literal["stream", "full_sentences", "best_fit"]
 TRACKERS = ("tensorboard", "trackio", "wandb")
-CHOICES = {
-    "masking": ("token", "whole_word", "span"),
-    "lr_scheduler_type": ("linear", "cosine", "trapezoidal"),
-    "optimizer": ("adamw", "stable_adamw"),
-    "mixed_precision": (None, "no", "bf16"),
-    "gradient_checkpointing": (False, True, "selective"),
-    "weight_averaging": (None, "exponential", "stage"),
-    "on_bad_checkpoint": ("error", "previous"),
-}
 # No run comes near these; what lies beyond them is a slip of the pen.
 MOST_STEPS, MOST_TOKENS, MOST_HOURS = 10**9, 10**15, 10**5
 LARGEST_SIZE = 2**24  # rows, tokens of a vocabulary, and sizes of a model
 LARGEST_STEP = 2**28  # places of all rows of a step
-MOST_LAYERS = 10**4
-YAML_NAMES: dict[Any, str] = {None: "null", False: "false", True: "true"}
 # The length of a run, of its warm-up and of its decay in each unit.
 LENGTH_KEYS = {
     "steps": ("max_steps", "warmup_steps", "decay_steps"),
@@ -60,17 +42,17 @@ class PretrainConfig:
     `pretrain.data.sources.Source` (docs/pretraining-data.md)."""
     text_column: str = "text"
     """Column of tables, and key of JSON lines, that holds the text."""
-    documents: str = "auto"
-    """What a document is in a text file: auto, line, blank_line or file."""
+    documents: DocumentMode = "auto"
+    """What a document is in a text file."""
     validation_share: Annotated[float, Range(0, 1, above=True, below=True)] = 0.02
     """Share of the documents held out for validation."""
-    on_bad_record: str = "error"
-    """error, or skip: leave out records that cannot be read, and count them."""
+    on_bad_record: OnBadRecord = "error"
+    """What is done with a record that cannot be read; skip leaves it out and counts it."""
     prepared_dir: str = "data/prepared"
     """Folder of prepared data, which runs share."""
     num_proc: Annotated[int | None, Range(1, 1024)] = None
     """Processes that prepare the data; null: one for each core."""
-    packing: str = "stream"
+    packing: Packing = "stream"
     """stream cuts the stream of documents anywhere; full_sentences (RoBERTa's) only between sentences; best_fit fills
     rows with whole documents, each with its own positions and packed state."""
 
@@ -99,8 +81,8 @@ class PretrainConfig:
     """eager, sdpa, flex_attention or flash_attention_2; null: the model's choice."""
 
     # Objective
-    masking: str = "token"
-    """What is predicted: token, whole_word, or span (one to ten whole words)."""
+    masking: Literal["token", "whole_word", "span"] = "token"
+    """What is predicted; a span is one to ten whole words."""
     mask_probability: Annotated[float, Range(0, 1, above=True, below=True)] = 0.15
     """Share of the tokens that are predicted."""
     mask_probability_end: Annotated[float | None, Range(0, 1, above=True, below=True)] = None
@@ -110,7 +92,7 @@ class PretrainConfig:
     mean_span_length: Annotated[float, Range(1, 5)] = 3.0
     """Mean length of spans, in words."""
 
-    # Length of the run: one of the max_* is needed, and warm-up and decay are in its unit.
+    # Length of the run: One of the max_* is needed, and warm-up and decay are in its unit.
     max_steps: Annotated[int | None, Range(1, MOST_STEPS)] = None
     """Length of the run in optimiser steps."""
     warmup_steps: Annotated[int | None, Range(0, MOST_STEPS)] = None
@@ -129,14 +111,14 @@ class PretrainConfig:
     """Hours over which the learning rate rises; null: 6 % of the run."""
     decay_hours: Annotated[float | None, Range(0, MOST_HOURS)] = None
     """Hours over which the trapezoidal schedule falls; null: 10 % of the run."""
-    lr_scheduler_type: str = "linear"
-    """Schedule after the warm-up: linear, cosine or trapezoidal."""
+    lr_scheduler_type: Literal["linear", "cosine", "trapezoidal"] = "linear"
+    """Schedule after the warm-up."""
     learning_rate: Annotated[float, Range(0, 10**6, above=True)] = 6e-4
     """Learning rate at the end of the warm-up."""
     min_learning_rate: Annotated[float, Range(0, 10**6)] = 0.0
     """Learning rate at the end of the run."""
 
-    # Optimisation: the paper's appendix
+    # Optimisation: The defaults are those of the paper's appendix.
     seed: Annotated[int, Range(0, 2**63, below=True)] = 0
     """Seed of weights, rows, masks and dropout."""
     batch_size: Annotated[int, Range(1, LARGEST_SIZE)] = 256
@@ -152,8 +134,8 @@ class PretrainConfig:
     """Steps over which the rows grow from max_length_start."""
     per_device_train_batch_size: Annotated[int | None, Range(1, LARGEST_SIZE)] = None
     """Rows that a process takes at once at most; null: all its share."""
-    optimizer: str = "adamw"
-    """adamw or stable_adamw."""
+    optimizer: Literal["adamw", "stable_adamw"] = "adamw"
+    """Optimiser."""
     adam_beta1: Annotated[float, Range(0, 1, below=True)] = 0.9
     """Decay of the mean of the gradients."""
     adam_beta2: Annotated[float, Range(0, 1, below=True)] = 0.98
@@ -164,18 +146,18 @@ class PretrainConfig:
     """Decoupled weight decay; biases and norms have none."""
     max_grad_norm: Annotated[float, Range(0, 1e9, above=True)] = 1.0
     """Norm that gradients are clipped to."""
-    mixed_precision: str | None = None
-    """bf16 or no; null: as the launcher says."""
-    gradient_checkpointing: bool | str = False
+    mixed_precision: Literal["no", "bf16"] | None = None
+    """Precision of the computation; null: as the launcher says."""
+    gradient_checkpointing: bool | Literal["selective"] = False
     """true computes layers again in the backward pass; selective only what is cheap of them."""
     torch_compile: bool = False
     """Compile layers, head and loss."""
     max_skipped_in_a_row: Annotated[int, Range(1, MOST_STEPS)] = 10
     """Steps in a row without a finite loss and gradient after which the run ends."""
 
-    # A second set of weights, averaged over steps
-    weight_averaging: str | None = None
-    """exponential, or stage: the plain mean; null: none."""
+    # Averaged weights: A second set of weights, the average over steps.
+    weight_averaging: Literal["exponential", "stage"] | None = None
+    """How weights are averaged; stage is the plain mean, null no average."""
     averaging_decay: Annotated[float, Range(0, 1, below=True)] = 0.999
     """Weight of the old average in the exponential one."""
     averaging_start_step: Annotated[int, Range(0, MOST_STEPS)] = 0
@@ -196,14 +178,14 @@ class PretrainConfig:
     """Newest checkpoints that are kept, besides that of the lowest validation loss; null: all."""
     keep_every: Annotated[int | None, Range(1, MOST_STEPS)] = None
     """Checkpoints at multiples of so many steps are kept, too."""
-    on_bad_checkpoint: str = "error"
-    """error, or previous: resume from the newest checkpoint that is whole."""
+    on_bad_checkpoint: Literal["error", "previous"] = "error"
+    """What is done where the last checkpoint is damaged; previous resumes from the newest one that is whole."""
     max_time: str | None = None
     """HH:MM:SS after which the run writes a checkpoint and ends, to be resumed by the same command."""
     dataloader_num_workers: Annotated[int, Range(0, 256)] = 1
     """Processes that make batches; 0: the training process does it."""
 
-    # The Hub: each checkpoint becomes a commit on main and a tag step-N, the finished model the tag final.
+    # The Hub: Each checkpoint becomes a commit on main and a tag step-N, the finished model the tag final.
     push_to_hub: str | None = None
     """Repository that checkpoints and the model go to, NAMESPACE/NAME."""
     hub_private_repo: bool | None = None
@@ -245,91 +227,16 @@ class PretrainConfig:
             sources.append(Source(**{**defaults, **entry}))
         return sources
 
-    def model_configuration(
-        self, vocab_size: int | None, special_ids: dict[str, int] | None = None
-    ) -> "PreTrainedConfig":
-        """The model's configuration.
-
-        Args:
-            vocab_size: of the tokenizer, if it is known; counts where the configuration gives none.
-            special_ids: `pad_token_id` and the like of the tokenizer, which the model takes over.
-
-        Raises:
-            ConfigurationError: where the tokenizer or the rows do not fit into the model.
-        """
-        fields = self._model_fields()
-        of_tokenizer = {} if vocab_size is None else {"vocab_size": fields.get("vocab_size", vocab_size)}
-        of_tokenizer |= special_ids or {}
-        if self.model_type == "luna":
-            config: PreTrainedConfig = self._luna_config(fields | of_tokenizer)
-        else:
-            config = self._peer_config(fields, of_tokenizer)
-        if vocab_size is not None and config.vocab_size < vocab_size:
-            raise ConfigurationError(
-                f"model.vocab_size is {config.vocab_size}, but the tokenizer has {vocab_size} tokens: raise it to at "
-                f"least {vocab_size}, or leave it out to take the tokenizer's."
-            )
-        return config
-
-    def _luna_config(self, fields: dict) -> "LunaConfig":
-        # Imported here, since it takes seconds that the processes of `python-docs` need not wait for.
-        from huggingface_hub.errors import StrictDataclassError
-
-        from modeling_luna import LunaConfig
-
-        known = list(LunaConfig.__annotations__)
-        for key in fields:
-            if key not in known:
-                raise ConfigurationError(f"model: unknown key {key!r}.{suggest(key, known)}")
-        try:
-            config = LunaConfig(**fields)
-        except StrictDataclassError as error:
-            raise ConfigurationError(f"model: {error.__cause__ or error}") from error
-        if config.conv_kernel_size > 2 * self.max_length:
-            raise ConfigurationError(
-                f"model.conv_kernel_size is {config.conv_kernel_size:,}: it must not exceed twice max_length "
-                f"({self.max_length:,}), as no token has more neighbours."
-            )
-        if config.position_embedding_type == "learned" and config.max_position_embeddings < self.max_length:
-            raise ConfigurationError(
-                f"max_length is {self.max_length}, but model.max_position_embeddings is "
-                f"{config.max_position_embeddings}: rows must not be longer than the model's positions."
-            )
-        return config
-
-    def _peer_config(self, fields: dict, of_tokenizer: dict) -> "PreTrainedConfig":
-        from pretrain.models.peers import peer_config
-
-        self._require(
-            "packing", self.packing != "best_fit", f"cannot be had: {self.model_type} does not keep documents apart"
-        )
-        return peer_config(self.model_type, fields, of_tokenizer)
-
-    def _model_fields(self) -> dict[str, Any]:
-        """The fields of the model's configuration that the run gives."""
-        fields = {}
-        if self.model_config is not None:
-            fields = read_json(Path(self.model_config))
-            if fields.get("model_type", self.model_type) != self.model_type:
-                raise ConfigurationError(
-                    f"{self.model_config} is of a {fields['model_type']} model, but model_type is {self.model_type}."
-                )
-            fields = {key: value for key, value in fields.items() if key not in IGNORED_MODEL_KEYS}
-        fields |= self.model
-        if fields.get("return_dict", True) is not True:
-            raise ConfigurationError(f"model.return_dict is {shown(fields['return_dict'])}: leave it out.")
-        for key, value in fields.items():
-            check_plain(f"model.{key}", value)
-            _check_size(key, value)
-        return fields
-
     def validate(self):
-        """Raise a `ConfigurationError` that names the key where a value makes no sense."""
+        """
+        Raises:
+            ConfigurationError: where the value of a key is invalid. What `model` holds is checked where the model's
+                configuration is made (`pretrain.models.configuration`).
+        """
         from pretrain.data.mixture import check_weights
-        from pretrain.data.packing import PACKINGS
         from pretrain.data.tokenizer import SMALLEST_VOCABULARY
 
-        if found := out_of_range(self):
+        if found := find_problem(self):
             self._require(found[0], False, found[1])
         if self.tokenizer is None:
             self._require(
@@ -337,11 +244,6 @@ class PretrainConfig:
                 self.vocab_size >= SMALLEST_VOCABULARY,
                 f"must be at least {SMALLEST_VOCABULARY}, the bytes and the special tokens",
             )
-        self._require("packing", self.packing in PACKINGS, f"must be one of {PACKINGS}")
-        self._require("on_bad_record", self.on_bad_record in ON_BAD_RECORD, f"must be one of {ON_BAD_RECORD}")
-        for key, choices in CHOICES.items():
-            words = ", ".join(YAML_NAMES.get(choice, repr(choice)) for choice in choices)
-            self._require(key, getattr(self, key) in choices, f"must be one of {words}")
         self._require(
             "gradient_checkpointing",
             self.gradient_checkpointing != "selective" or self.model_type == "luna",
@@ -375,9 +277,7 @@ class PretrainConfig:
         if self.push_to_hub is not None:
             self._validate_repository(self.push_to_hub)
         check_weights([source.weight for source in self.sources()])
-        if self.init_from is None:
-            self.model_configuration(vocab_size=None if self.tokenizer else self.vocab_size)
-        else:
+        if self.init_from is not None:
             self._require("model_config", self.model_config is None, "must be null where init_from gives the model")
             self._require("model_type", self.model_type == "luna", "must be luna, the only one to be gone on from")
 
@@ -443,6 +343,10 @@ class PretrainConfig:
         """`report_to` as a list, each tracker once."""
         return [self.report_to] if isinstance(self.report_to, str) else list(dict.fromkeys(self.report_to))
 
+    def preparation_processes(self) -> int:
+        """`num_proc`, or the cores that this process may use."""
+        return self.num_proc or len(os.sched_getaffinity(0))
+
     def max_time_seconds(self) -> float:
         """`max_time` in seconds; infinite without it."""
         return float("inf") if self.max_time is None else _seconds("max_time", self.max_time)
@@ -463,34 +367,6 @@ class PretrainConfig:
     def _require(self, key: str, fulfilled: bool, message: str):
         if not fulfilled:
             raise ConfigurationError(f"{key} is {shown(getattr(self, key))}: it {message}.")
-
-
-def load_config(arguments: list[str], about: str = "") -> PretrainConfig:
-    """Read `FILE.yaml --key value ...`; values are YAML, keys below `model` are written `--model.KEY`.
-
-    Args:
-        about: what `--help` prints before the keys.
-
-    Raises:
-        ConfigurationError: for a file that is not there or not YAML, an unknown key (with the nearest known one), or
-            a value that makes no sense.
-    """
-    config = read_configuration(PretrainConfig, arguments, {"model": None}, about)
-    config.validate()
-    return config
-
-
-def _check_size(key: object, value: Any):
-    """
-    Raises:
-        ConfigurationError: for a number that no field of a model can have.
-    """
-    for item in value if isinstance(value, list) else [value]:
-        most = MOST_LAYERS if "layer" in str(key) else LARGEST_SIZE
-        if isinstance(item, int) and abs(item) > most:
-            raise ConfigurationError(f"model.{key} is {item:,}: it must be at most {most:,}.")
-        if isinstance(item, float) and not math.isfinite(item):
-            raise ConfigurationError(f"model.{key} is {item}: it must be a finite number.")
 
 
 def _seconds(key: str, time: str) -> float:

@@ -1,5 +1,6 @@
 """Whether the model of a run can be made and trained here: found out before its data are prepared."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +14,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from common.config.yaml_config import ConfigurationError
 from common.errors import reason_of
 from common.hardware import GIB, total_memory
+from common.labels import IGNORED
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from pretrain.models.configuration import model_configuration
 from pretrain.models.model import new_model, prepare_for_training, special_ids_of
 from pretrain.models.peers import check_positions
-from pretrain.models.saved_model import read_saved_config
+from pretrain.models.saved_model import read_saved_config, saved_folder
 from pretrain.steps.batches import BatchPlan, RowLengths, cut_rows
-from pretrain.steps.masking import IGNORED
 from pretrain.steps.optimization import known_counts, to_device
+from pretrain.steps.schedules import Schedule
+from pretrain.watching.trackers import check_installed
 
 
 FLOAT32 = 4  # bytes of a weight
@@ -35,13 +39,28 @@ TRIAL_ROWS = 2
 PREDICTED = 5  # each so many tokens of a trial one is predicted
 
 
+def check_run(config: PretrainConfig, accelerator: Accelerator, plan: BatchPlan) -> PretrainConfig:
+    """Find out what could end the run after its data are prepared, and name the tokenizer that comes with `init_from`.
+
+    Raises:
+        UserError: where the run cannot be: its trackers, its schedule, the saved model or its own model.
+    """
+    check_installed(config.trackers())
+    Schedule.from_config(config, plan.sizes)
+    if config.init_from is not None:
+        read_saved_config(config)
+        config = dataclasses.replace(config, tokenizer=config.tokenizer or str(saved_folder(config.init_from)))
+    check_model(config, accelerator, plan)
+    return config
+
+
 def check_model(config: PretrainConfig, accelerator: Accelerator, plan: BatchPlan):
     """Make the model without weights, compare what it needs with the memory, and try a step where it is not Luna.
 
     Raises:
         ConfigurationError: where the model cannot be made, is too large for this machine, or cannot be trained.
     """
-    model_config = _expected_config(config)
+    model_config = expected_config(config)
     sketch = _sketch(config, model_config, total_memory(torch.device("cpu")))
     _check_memory(config, sketch, accelerator, plan)
     if config.model_type != "luna":
@@ -49,14 +68,14 @@ def check_model(config: PretrainConfig, accelerator: Accelerator, plan: BatchPla
         _try_step(config, model_config, accelerator)
 
 
-def _expected_config(config: PretrainConfig) -> PreTrainedConfig:
+def expected_config(config: PretrainConfig) -> PreTrainedConfig:
     """The model's configuration, with the largest vocabulary that a tokenizer still to be trained may have."""
     if config.init_from is not None:
         return read_saved_config(config)
     if config.tokenizer is None:
-        return config.model_configuration(config.vocab_size, TRAINED_IDS)
+        return model_configuration(config, config.vocab_size, TRAINED_IDS)
     tokenizer = load_tokenizer(config.tokenizer)
-    return config.model_configuration(len(tokenizer), special_ids_of(tokenizer))
+    return model_configuration(config, len(tokenizer), special_ids_of(tokenizer))
 
 
 def _sketch(config: PretrainConfig, model_config: PreTrainedConfig, memory: int) -> PreTrainedModel:

@@ -8,6 +8,8 @@ from pathlib import Path
 from pretrain.configuration import PretrainConfig
 from pretrain.data.local_files import local_files
 from pretrain.data.sources import source_identity
+from pretrain.data.tokenizer import load_tokenizer
+from pretrain.models.configuration import model_configuration
 
 
 FORMAT = 3  # of a prepared folder; raise it when its meaning changes
@@ -57,7 +59,7 @@ def fingerprint(identity: dict) -> str:
 
 def prepared_folder(config: PretrainConfig, identity: dict) -> Path:
     """Where the corpus with an identity lies."""
-    return Path(config.prepared_dir) / f"{_short_name(config)}-{fingerprint(identity)}"
+    return Path(config.prepared_dir) / f"{short_name(config)}-{fingerprint(identity)}"
 
 
 def _tokenizer_identity(config: PretrainConfig) -> dict:
@@ -67,18 +69,15 @@ def _tokenizer_identity(config: PretrainConfig) -> dict:
             "vocab_size": config.vocab_size,
             "megabytes": config.tokenizer_train_megabytes,
         }
-    from pretrain.data.tokenizer import (
-        load_tokenizer,
-    )  # takes seconds, which processes that tokenise need not wait for
-
     tokenizer = load_tokenizer(config.tokenizer)
     # Refuses one that is larger than the model's vocabulary, before any reading.
-    config.model_configuration(len(tokenizer))
+    model_configuration(config, len(tokenizer))
     content = json.dumps([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map], sort_keys=True)
     return {"trained": False, "sha256": hashlib.sha256(content.encode()).hexdigest()}
 
 
-def _short_name(config: PretrainConfig) -> str:
+def short_name(config: PretrainConfig) -> str:
+    """How the names of the prepared folders of a first source begin."""
     path = config.sources()[0].path
     words = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in path).strip("-.")
     return words[-40:] or "text"

@@ -11,13 +11,14 @@ from torch import nn, optim
 
 from common.errors import Stopped
 from pretrain.checkpointing.averaging import WeightAverage
-from pretrain.checkpointing.checkpoints import Checkpoints, DivergenceError, ResumeError
+from pretrain.checkpointing.checkpoints import Checkpoints, DivergenceError
+from pretrain.checkpointing.folders import ResumeError
 from pretrain.configuration import PretrainConfig
 from pretrain.steps.batches import EvaluationBatches, TrainingBatches
 from pretrain.steps.loading import load_batches
 from pretrain.steps.optimization import evaluate, optimizer_step, seed_step
 from pretrain.steps.schedules import Schedule
-from pretrain.steps.stopping import StopRequest
+from pretrain.stopping import StopRequest
 from pretrain.watching.health import packed_health
 from pretrain.watching.monitoring import Monitor
 from pretrain.watching.progress import Progress

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -272,6 +273,11 @@ def test_drawing(draw_luna: ModuleType, tmp_path: Path, monkeypatch: pytest.Monk
     draw_luna.main()
     drawn, stored = ((folder / "luna.png").read_bytes() for folder in (tmp_path, ROOT / "docs"))
     assert drawn[:24] == stored[:24]  # a PNG of the same width and height
+
+
+def test_the_page_of_all_keys_is_fresh():
+    page = runpy.run_path(str(ROOT / "docs/write_configuration.py"))["page"]()
+    assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == page, "python docs/write_configuration.py"
 
 
 def test_labels_of_the_drawing_do_not_overlap(draw_luna: ModuleType):

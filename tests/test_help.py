@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from common.config.key_help import HEADING, help_text, key_docs
+from common.config.key_help import HEADING, help_text
+from common.config.keys import keys_of
 from pretrain.configuration import PretrainConfig
 
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = sorted(
     str(path.relative_to(ROOT))
-    for folder in ("benchmarks", "docs", "finetune_glue", "modeling_luna", "pretrain")
+    for folder in ("benchmarks", "docs", "evaluation", "finetune_glue", "modeling_luna", "pretrain")
     for path in (ROOT / folder).rglob("*.py")
     if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")
 )
@@ -61,9 +62,9 @@ def test_keys_with_defaults_and_a_line_each(program: str, monkeypatch, capsys):
 
 def test_every_key_has_a_line():
     fields = [field.name for field in dataclasses.fields(PretrainConfig)]
-    docs = key_docs(PretrainConfig)
-    assert list(docs) == fields
-    assert max(map(len, docs.values())) < 250
+    keys = keys_of(PretrainConfig)
+    assert [key.name for key in keys] == fields
+    assert all(0 < len(key.doc) < 250 for key in keys)
     text = help_text("", PretrainConfig, {})
     assert all(f"  --{name} " in text for name in fields)
 
@@ -92,6 +93,7 @@ def test_keys_of_a_mapping_follow():
         f"{HEADING}:",
         "--inner {} Keys of their own.",
         "--name null A text of two lines.",
+        "inner:",
         "--inner.rate 1.0 Share of 100 %.",
     ]
 

@@ -20,11 +20,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from common.errors import report_user_errors
-from pretrain.data.packing import PACKINGS
+from pretrain.configuration import Packing
 from pretrain.data.shards import SHARD_BYTES
 
 
@@ -167,7 +168,7 @@ def measure(gigabytes: float, packing: str, num_proc: int, folder: Path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--gigabytes", type=float, default=2.0, help="of text to generate; 2 by default")
-    parser.add_argument("--packing", default="best_fit", choices=PACKINGS, help="of the rows (%(default)s)")
+    parser.add_argument("--packing", default="best_fit", choices=get_args(Packing), help="of the rows (%(default)s)")
     parser.add_argument("--num_proc", type=int, default=len(os.sched_getaffinity(0)), help="by default all cores")
     parser.add_argument("--folder", type=Path, help="for text and prepared data, which then stay; or a temporary one")
     options = parser.parse_args()

@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import median
 
 from common.errors import report_user_errors
-from pretrain.checkpointing.checkpoints import PROGRESS_FILE, TRAINING_STATE, read_state, write_state
+from pretrain import run_mlm
+from pretrain.checkpointing.folders import PROGRESS_FILE, TRAINING_STATE, read_state, write_state
 from pretrain.watching.metrics import METRICS_FILE
 
 
@@ -67,8 +68,7 @@ def long_run(start: Path, run: Path, steps: int) -> Path:
 def start(config: Path, run: Path, max_steps: int) -> subprocess.Popen:
     steps = ["--max_steps", str(max_steps), "--save_steps", "10", "--eval_steps", "0", "--logging_steps", "1"]
     steps += ["--warmup_steps", "null", "--decay_steps", "null"]
-    program = Path(__file__).with_name("run_mlm.py")
-    command = [sys.executable, str(program), str(config), "--output_dir", str(run), "--max_eval_rows", "1", *steps]
+    command = [sys.executable, run_mlm.__file__, str(config), "--output_dir", str(run), "--max_eval_rows", "1", *steps]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from common.errors import report_user_errors
 from pretrain import run_mlm, training
-from pretrain.configuration import load_config
+from pretrain.command_line import load_config
 
 
 FIRST = 10  # steps at the beginning that do not count: memory is still being taken

@@ -21,11 +21,13 @@ from benchmarks.speed.limited_process import OUT_OF_MEMORY
 from benchmarks.speed.models import ModelName, count_parameters, new_config, new_model
 from benchmarks.speed.rows import Batch, document_lengths, new_batch
 from common.allocator import keep_freed_memory
-from common.checkpointing import enable_checkpointing
 from common.compilation import compile_parts
 from common.errors import report_user_errors
 from common.flops import training_flops
-from common.hardware import peak_flops, peak_memory
+from common.gradient_checkpointing import enable_checkpointing
+from common.hardware import peak_memory
+from common.labels import IGNORED
+from common.peak_speed import peak_flops
 from modeling_luna import LunaConfig
 
 
@@ -181,7 +183,7 @@ def training_step(case: Case, model: Any, batch: Batch) -> Callable[[Marks], tor
     if case.head:
         inputs["labels"] = batch.labels
         if case.name.kind == "luna":
-            inputs["num_predicted"] = int((batch.labels != -100).sum())
+            inputs["num_predicted"] = int((batch.labels != IGNORED).sum())
     direction = torch.randn(model.config.hidden_size, device=case.device)
     shares = batch.token_mask / batch.num_tokens
 
@@ -219,7 +221,7 @@ def precision(device: str, dtype: str) -> contextlib.AbstractContextManager:
 
 def needed_flops(case: Case, config: LunaConfig, batch: Batch) -> int:
     """Operations for the documents of the batch; padding needs none."""
-    labelled = int((batch.labels != -100).sum())
+    labelled = int((batch.labels != IGNORED).sum())
     flops = sum(training_flops(config, 1, length, 0) for length in batch.lengths)
     if case.head:
         predicted = labelled if case.task == "training" else batch.num_tokens

@@ -46,11 +46,13 @@ from transformers import PreTrainedModel
 from benchmarks.speed.case import precision
 from benchmarks.speed.models import SIZES, ModelName, new_config, new_model
 from benchmarks.speed.options import positive
-from benchmarks.speed.rows import IGNORED, LABELLED
+from benchmarks.speed.rows import LABELLED
 from common.allocator import keep_freed_memory
 from common.errors import UserError, report_user_errors
 from common.flops import forward_products
-from common.hardware import describe_devices, peak_flops
+from common.hardware import describe_devices
+from common.labels import IGNORED
+from common.peak_speed import peak_flops
 from modeling_luna import LunaConfig, modeling_luna
 from modeling_luna.kernels_luna import PLAIN_FORWARDS, apply_convolution, apply_dropout, apply_linear
 from modeling_luna.modeling_luna import LunaEmbeddings, LunaMLP, LunaPackAttention, LunaUnpackAttention

@@ -11,10 +11,10 @@ from transformers import PreTrainedConfig
 from benchmarks.speed.models import ModelName
 from common.architectures import blocking_mask
 from common.errors import UserError
+from common.labels import IGNORED
 
 
 LABELLED = 0.15  # of the tokens
-IGNORED = -100
 # Logarithms of lengths as shares of a row: documents of the web are spread about so, and when they are cut at the
 # length of a row, half of the tokens of padded rows are padding.
 LOG_SHARES = NormalDist(mu=-0.875, sigma=1.0)

@@ -29,139 +29,23 @@ ModernBERT alternates one layer of global attention with two of local ones: take
 """
 
 import argparse
-import dataclasses
 import datetime
-import itertools
-import json
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from benchmarks.speed import case as speed_case
-from benchmarks.speed.case import Case
-from benchmarks.speed.limited_process import available_memory, run_limited
-from benchmarks.speed.models import SIZES, ModelName
-from benchmarks.speed.options import positive
-from benchmarks.speed.record import MEASURED, Measurement, Record, describe_maker, record_name
-from benchmarks.speed.report import throughput, write_report
-from benchmarks.speed.rows import read_lengths
-from common.errors import UserError, report_user_errors
-from common.hardware import GIB
+from benchmarks.speed.measuring import describe, measure_all
+from benchmarks.speed.options import parse_options
+from benchmarks.speed.plan import plan_cases
+from benchmarks.speed.record import Record, describe_maker, record_name
+from benchmarks.speed.report import write_report
+from common.errors import report_user_errors
 
 
-RECORDS = Path(__file__).parent / "records"
+RECORDS = Path(__file__).parents[1] / "records"
 QUICK_RECORDS = Path("runs/speed")
-LUNAS = ["luna-16", "luna-64", "luna-128", "luna-256"]
-PEERS = ["roberta", "modernbert", "nystromformer", "bigbird", "longformer", "fnet"]
-LENGTHS = [128, 512, 2048, 8192, 32768]
-TOKENS = {"cpu": 8192, "cuda": 65536}
-QUICK = {
-    "models": ["luna-128", "roberta", "modernbert"],
-    "lengths": [512, 2048, 8192],
-    "tokens": 2048,
-    "layers": 3,
-    "head": False,
-    "rounds": 1,
-    "steps": 2,
-    "seconds": 4.0,
-}
-FREE_SHARE = 0.85  # of the memory that is free at the start
-
-
-def parse_options(arguments: list[str]) -> argparse.Namespace:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
-    add = parser.add_argument
-    add("--quick", action="store_true", help="about four minutes on two cores; other options change it")
-    add("--models", nargs="+", help="such as luna-64 roberta modernbert+flash (all; +flash with flash-attn alone)")
-    add("--lengths", nargs="+", type=positive, default=LENGTHS, metavar="N", help="tokens a row (%(default)s)")
-    add("--tokens", type=positive, help="a batch, but at least one row (8192 on a CPU, 65536 on a GPU)")
-    add("--tasks", nargs="+", choices=["training", "inference"], default=["training"])
-    add("--no_head", dest="head", action="store_false", help="without the masked-LM head")
-    add("--dropout", nargs="+", type=float, default=[0.0], help="everywhere where a model has one (0)")
-    add("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"], help="autocast in training")
-    add("--rows", nargs="+", choices=["full", "padded", "varlen"], default=["full"], help="see above (full)")
-    add("--lengths_file", help="of documents, see above (log-normal)")
-    add(
-        "--checkpointing", nargs="+", choices=["none", "selective", "whole"], default=["none"],
-        help="in training: layers are computed again in the backward pass, whole or what is cheap of them (none)",
-    )  # fmt: skip
-    add("--compile", action="store_true", help="torch.compile layers, head and loss")
-    add("--layers", type=positive, help="of a stack in the place of the whole model, see above")
-    add("--layers_from", type=positive, default=1, metavar="N", help="for rows of N tokens and more")
-    add("--rounds", type=positive, default=3, help="processes for each case (%(default)s)")
-    add("--steps", type=positive, default=3, help="timed in each process (%(default)s)")
-    add("--seconds", type=float, default=60.0, help="after which no timed step begins (%(default)s)")
-    add("--time_limit", type=float, default=900.0, help="seconds of a process (%(default)s)")
-    add("--memory_limit", type=float, metavar="GIB", help="of a process (85%% of what is free); Linux alone")
-    add("--device", choices=["cpu", "cuda"], help="(cuda where there is a GPU)")
-    add("--size", choices=list(SIZES), default="base", help="tiny is for trying this script out")
-    add("--record", type=Path, help="(benchmarks/records/DATE-HARDWARE.json; with --quick a new one in runs/speed)")
-    if parser.parse_known_args(arguments)[0].quick:
-        parser.set_defaults(**QUICK)
-    options = parser.parse_args(arguments)
-    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options.tokens = options.tokens or TOKENS[options.device]
-    options.models = options.models or default_models(options.device)
-    return options
-
-
-def default_models(device: str) -> list[str]:
-    from transformers.utils import is_flash_attn_2_available
-
-    flash = ["luna-128+flash", "roberta+flash", "modernbert+flash"]
-    return LUNAS + PEERS + (flash if device == "cuda" and is_flash_attn_2_available() else [])
-
-
-def plan_cases(options: argparse.Namespace) -> list[Case]:
-    """All cases, those of the models next to each other.
-
-    Raises:
-        UserError: for options that cannot be.
-    """
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU.")
-    if any(not 0.0 <= dropout < 1.0 for dropout in options.dropout):
-        raise UserError(f"--dropout must be at least 0 and below 1: {options.dropout}.")
-    if options.lengths_file is not None:
-        read_lengths(Path(options.lengths_file))
-    names = {model: ModelName.parse(model) for model in options.models}
-    if options.layers is not None and options.layers % 3 and any(name.kind == "modernbert" for name in names.values()):
-        raise UserError(f"--layers {options.layers}: ModernBERT's mix of layers needs a multiple of 3.")
-    cases = [
-        Case(
-            model=model,
-            length=length,
-            tokens=options.tokens,
-            layers=options.layers if length >= options.layers_from else None,
-            task=task,
-            head=options.head,
-            dropout=dropout if task == "training" else 0.0,
-            dtype=dtype,
-            rows=rows,
-            lengths_file=None if rows == "full" else options.lengths_file,
-            checkpointing=checkpointing if task == "training" else "none",
-            compile=options.compile,
-            device=options.device,
-            size=options.size,
-            steps=options.steps,
-            seconds=options.seconds,
-        )
-        for length, task, dtype, dropout, rows, checkpointing, model in itertools.product(
-            options.lengths,
-            options.tasks,
-            options.dtype,
-            options.dropout,
-            options.rows,
-            options.checkpointing,
-            options.models,
-        )
-        if rows != "varlen" or names[model].takes_varlen
-    ]
-    return list(dict.fromkeys(cases))
 
 
 def open_record(options: argparse.Namespace) -> Record:
@@ -172,40 +56,8 @@ def open_record(options: argparse.Namespace) -> Record:
     return Record.open(path or RECORDS / record_name(made_by), made_by)
 
 
-def run_case(case: Case, number: int, seconds: float, memory: int | None) -> Measurement:
-    """Measure a case in a process of its own."""
-    command = [sys.executable, speed_case.__file__, json.dumps(dataclasses.asdict(case))]
-    ended_by, output = run_limited(command, seconds, memory)
-    if ended_by is not None:
-        return Measurement(case, number, ended_by)
-    result = json.loads(output.splitlines()[-1])
-    return Measurement(case, number, result.pop("outcome"), result)
-
-
-def describe(measurement: Measurement) -> str:
-    case = measurement.case
-    text = f"{case.model}, n = {case.length}, {case.task}, {case.dtype}, dropout {case.dropout:g}, {case.rows} rows"
-    text += ": " if case.checkpointing == "none" else f", {case.checkpointing} checkpointing: "
-    if measurement.outcome != MEASURED:
-        return text + measurement.outcome
-    memory = measurement.result["memory"] / GIB
-    return text + f"{throughput([measurement]):,.0f} tokens/s, {memory:.1f} GiB"
-
-
-def measure_all(cases: list[Case], record: Record, options: argparse.Namespace) -> Iterator[Measurement]:
-    """Round by round, what the record does not hold yet."""
-    memory = options.memory_limit and int(options.memory_limit * GIB)
-    if memory is None and (free := available_memory()):
-        memory = int(free * FREE_SHARE)
-    for number, case in itertools.product(range(options.rounds), cases):
-        if record.needs(case, number):
-            measurement = run_case(case, number, options.time_limit, memory)
-            record.add(measurement)
-            yield measurement
-
-
 def main():
-    options = parse_options(sys.argv[1:])
+    options = parse_options(sys.argv[1:], __doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped. The same command goes on."))
     cases = plan_cases(options)
     record = open_record(options)

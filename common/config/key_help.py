@@ -1,14 +1,10 @@
 """What `--help` prints of a program that takes a configuration: each key with its default and what it means."""
 
 import argparse
-import ast
-import dataclasses
-import inspect
-import itertools
-import json
-import textwrap
 from collections.abc import Mapping
-from typing import Any
+from itertools import groupby
+
+from common.config.keys import keys_of
 
 
 HEADING = "keys of the configuration, as options with their defaults"
@@ -19,7 +15,7 @@ def help_text(about: str, config_class: type, nested: Mapping[str, type | None])
 
     Args:
         about: the program, with its usage.
-        config_class: a dataclass with a docstring below each field.
+        config_class: a dataclass as `common.config.keys` describes it.
         nested: keys that hold mappings, each with the dataclass of the mapping's keys if there is one.
     """
     parser = argparse.ArgumentParser(
@@ -28,37 +24,13 @@ def help_text(about: str, config_class: type, nested: Mapping[str, type | None])
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    keys = parser.add_argument_group(HEADING)
     described = {"": config_class} | {f"{key}.": inner for key, inner in nested.items() if inner is not None}
     for prefix, keys_class in described.items():
-        docs = key_docs(keys_class)
-        for field in dataclasses.fields(keys_class):
-            text = docs[field.name].replace("%", "%%")
-            keys.add_argument(f"--{prefix}{field.name}", metavar=_default(field), help=text)
+        for section, keys in groupby(keys_of(keys_class), key=lambda key: key.section):
+            title, _, sentence = section.partition(": ")
+            group = parser.add_argument_group(title or prefix.removesuffix(".") or HEADING, sentence or None)
+            for key in keys:
+                default = "(needed)" if key.default is None else key.default
+                text = f"{key.doc} ({key.allowed()})" if key.allowed() else key.doc
+                group.add_argument(f"--{prefix}{key.name}", metavar=default, help=text.replace("%", "%%"))
     return parser.format_help()
-
-
-def key_docs(config_class: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, by the field's name."""
-    definition = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0]
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        statement.target.id: " ".join(text.value.value.split())
-        for statement, text in itertools.pairwise(definition.body)
-        if isinstance(statement, ast.AnnAssign)
-        and isinstance(statement.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
-    }
-
-
-def _default(field: dataclasses.Field) -> str:
-    """The default of a field as YAML."""
-    if field.default_factory is not dataclasses.MISSING:
-        value: Any = field.default_factory()
-    elif field.default is not dataclasses.MISSING:
-        value = field.default
-    else:
-        return "(needed)"
-    return value if isinstance(value, str) else json.dumps(value)

@@ -6,7 +6,6 @@ import os
 import re
 import reprlib
 import sys
-import types
 import typing
 from collections.abc import Collection
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from common.config.key_help import help_text
+from common.config.keys import TYPE_NAMES, types_of
 from common.errors import UserError
 
 
@@ -23,15 +23,6 @@ LONGEST_NUMBER = 64  # bits of a whole number
 MOST_VALUES = 10**5  # of one key, where YAML's aliases can make a short text endless
 LONGEST_SHOWN = 120  # characters of a value in a message
 MOST_LISTED = 40  # known keys that a message about an unknown one names
-TYPE_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    list: "a list",
-    dict: "a mapping",
-    types.NoneType: "null",
-}
 
 
 class ConfigurationError(UserError):
@@ -218,18 +209,14 @@ def parse(key: str, texts: list[str], hint: Any) -> object:
             problem = getattr(error, "problem", error)
             raise ConfigurationError(f"--{key}: {shown(text)} is not YAML: {problem}.") from error
         check_plain(key, value)
-        typed_as_text = isinstance(value, bool | int | float) and type(value) not in _choices(hint)
-        values.append(text if typed_as_text and str in _choices(hint) else value)
+        typed_as_text = isinstance(value, bool | int | float) and type(value) not in types_of(hint)
+        values.append(text if typed_as_text and str in types_of(hint) else value)
     return values[0] if len(values) == 1 else values
-
-
-def _choices(hint: Any) -> tuple:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
 def convert(key: str, value: Any, hint: Any) -> Any:
     """Check that a value is of the field's type; whole numbers do for others and for text, and none for a mapping."""
-    choices = _choices(hint)
+    choices = types_of(hint)
     if value is None and dict in choices:
         return {}
     number = isinstance(value, int) and not isinstance(value, bool)

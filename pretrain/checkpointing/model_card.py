@@ -21,11 +21,9 @@ from common.hardware import describe_hardware
 from pretrain.configuration import PretrainConfig
 from pretrain.steps.batches import BatchSizes
 from pretrain.steps.schedules import Schedule
-from pretrain.watching.curves import draw_curves
-from pretrain.watching.metrics import METRICS_FILE, read_metrics
-from pretrain.watching.monitoring import perplexity
+from pretrain.watching.curves import CURVES_FILE, draw_curves
+from pretrain.watching.metrics import METRICS_FILE, perplexity, read_metrics
 from pretrain.watching.progress import Progress
-from pretrain.watching.report import CURVES_FILE
 
 
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers", "datasets", "safetensors")

@@ -13,9 +13,6 @@ import numpy as np
 from pretrain.data.shard_file import SplitArrays
 
 
-PACKINGS = ("stream", "full_sentences", "best_fit")
-
-
 def full_sentence_rows(arrays: SplitArrays, max_length: int) -> np.ndarray:
     """Where each row begins in the tokens, and the end of the last.
 

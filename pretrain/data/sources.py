@@ -35,6 +35,7 @@ __all__ = [
     "DocumentReader",
     "Source",
     "SourceError",
+    "check_source",
     "read_documents",
     "source_identity",
 ]
@@ -80,6 +81,18 @@ def source_identity(source: Source, memory: Path | None = None) -> dict[str, Any
         "text_column": source.text_column,
         "streaming": source.streaming,
     }
+
+
+def check_source(source: Source):
+    """See that a source is there, without reading it.
+
+    Raises:
+        SourceError: where it does not exist or the Hub cannot be reached.
+    """
+    if source.path != PYTHON_DOCS and local_files(source) is None:
+        from pretrain.data.hub_source import find_on_hub
+
+        find_on_hub(source)
 
 
 class Document(NamedTuple):

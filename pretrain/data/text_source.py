@@ -4,14 +4,14 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from common.config.yaml_config import shown
 from common.errors import UserError
 
 
-DOCUMENT_MODES = ("auto", "line", "blank_line", "file")
-ON_BAD_RECORD = ("error", "skip")
+DocumentMode = Literal["auto", "line", "blank_line", "file"]
+OnBadRecord = Literal["error", "skip"]
 
 MAX_DOCUMENT_BYTES = 4 * 2**20  # longer documents are cut at white space
 CUT_WINDOW_BYTES = 2**16  # before the limit, in which white space is looked for first
@@ -85,7 +85,7 @@ class Source:
             value = getattr(self, key)
             if not (isinstance(value, str) or (value is None and key in ("config", "revision"))):
                 raise SourceError(f"{self.path}: {key} is {shown(value)}, but must be text: put it in quotes")
-        for key, choices in (("documents", DOCUMENT_MODES), ("on_bad_record", ON_BAD_RECORD)):
+        for key, choices in (("documents", get_args(DocumentMode)), ("on_bad_record", get_args(OnBadRecord))):
             value = getattr(self, key)
             if value not in choices:
                 raise SourceError(f"{self.path}: {key} is {shown(value)}, but must be one of {quoted(choices)}")

@@ -1,4 +1,4 @@
-"""What a run queues for the Hugging Face Hub; the program `hub_upload.py` takes it there in the background."""
+"""What a run queues for the Hugging Face Hub; the program `pretrain/hub/upload.py` uploads it in the background."""
 
 import os
 import queue
@@ -18,11 +18,11 @@ from tqdm import tqdm
 from common.checksums import digests, with_checksum
 from common.errors import Stopped
 from common.files import PARTIAL, remove_folder, write_folder, write_json
-from pretrain.checkpointing.checkpoints import TRAINING_STATE, find_checkpoints, find_damage
+from pretrain.checkpointing.folders import TRAINING_STATE, find_checkpoints, find_damage
 from pretrain.configuration import PretrainConfig
 from pretrain.hub import upload as hub_upload
 from pretrain.hub.upload import CONNECTED, FINAL, OUTBOX, QUEUED, REFUSED, UNREACHABLE, HubError
-from pretrain.steps.stopping import StopRequest
+from pretrain.stopping import StopRequest
 
 
 START_SECONDS = 60  # in which the Hub must have answered at the start of a run

@@ -5,13 +5,14 @@ import copy
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from common.checkpointing import enable_checkpointing
 from common.compilation import compile_parts
 from common.config.yaml_config import ConfigurationError
 from common.errors import reason_of
+from common.gradient_checkpointing import enable_checkpointing
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import row_ends
+from pretrain.models.configuration import model_configuration
 from pretrain.models.peers import build_peer
 from pretrain.models.saved_model import load_saved_model
 
@@ -29,23 +30,33 @@ def build_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         if config.init_from is None:
-            model_config, weights = config.model_configuration(len(tokenizer), special_ids), None
+            model_config, weights = model_configuration(config, len(tokenizer), special_ids), None
         else:
             model_config, weights = load_saved_model(config, tokenizer, special_ids)
-        try:
-            model = new_model(model_config, config.attn_implementation)
-        except (ValueError, ImportError) as error:
-            raise ConfigurationError(f"attn_implementation: {reason_of(error)}") from error
+        model = model_to_train(config, model_config)
+    if weights is not None:
+        model.load_state_dict(weights, strict=False)  # a new convolution keeps what it was made with
+    if config.torch_compile:
+        compile_parts(model)
+    return model
+
+
+def model_to_train(config: PretrainConfig, model_config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with random weights, ready to be trained as the run trains it.
+
+    Raises:
+        ConfigurationError: where it has not the attention or the checkpointing that the run wants.
+    """
+    try:
+        model = new_model(model_config, config.attn_implementation)
+    except (ValueError, ImportError) as error:
+        raise ConfigurationError(f"attn_implementation: {reason_of(error)}") from error
     dropout = getattr(model_config, "attention_probs_dropout_prob", 0.0)  # not every architecture has it
     if config.attn_implementation == "flex_attention" and dropout > 0:
         raise ConfigurationError(
             "attn_implementation: flex_attention has no dropout: give --model.attention_probs_dropout_prob 0 with it."
         )
-    if weights is not None:
-        model.load_state_dict(weights, strict=False)  # a new convolution keeps what it was made with
     prepare_for_training(model, config)
-    if config.torch_compile:
-        compile_parts(model)
     return model
 
 

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, 
 from common.architectures import position_limits, position_offset
 from common.config.yaml_config import ConfigurationError, shown, suggest
 from common.errors import reason_of
-from pretrain.steps.masking import IGNORED
+from common.labels import IGNORED
 
 
 # Architectures that are tried in every test run; docs/pretraining-recipes.md lists them. Another one of a later

@@ -15,8 +15,9 @@ from common.architectures import describe_mismatch, why_not_loaded
 from common.config.yaml_config import ConfigurationError, read_json, suggest
 from common.files import check_model_files, is_folder
 from modeling_luna import LunaConfig, LunaForMaskedLM
-from pretrain.configuration import IGNORED_MODEL_KEYS, PretrainConfig
+from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import TokenizerError, load_tokenizer
+from pretrain.models.configuration import IGNORED_MODEL_KEYS
 
 
 # Fields of the model that a run may give other values than the saved model has: they do not change its weights, or

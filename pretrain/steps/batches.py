@@ -8,9 +8,10 @@ import torch
 from torch.utils.data import Dataset
 
 from common.config.yaml_config import ConfigurationError
+from common.labels import IGNORED
 from pretrain.configuration import PretrainConfig
 from pretrain.data.packed_data import PackedRows, RowBatch
-from pretrain.steps.masking import EVALUATION, IGNORED, TRAINING, Masking
+from pretrain.steps.masking import EVALUATION, TRAINING, Masking
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 
 from common.errors import LostProcess, UserError
 from pretrain.steps.batches import TrainingBatches
-from pretrain.steps.stopping import StopRequest
+from pretrain.stopping import StopRequest
 
 
 POLL_SECONDS = 1.0

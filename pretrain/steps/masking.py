@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from common.labels import IGNORED
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import word_starts
 
 
-IGNORED = -100  # label of positions that are not predicted
 TRAINING, EVALUATION = 0, 1
 LONGEST_SPAN = 10  # words
 LONGEST_WORD = 10  # tokens; what runs on, such as text without spaces, is cut

@@ -12,7 +12,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from pretrain.steps.masking import IGNORED
+from common.labels import IGNORED
 
 
 @dataclass(frozen=True)

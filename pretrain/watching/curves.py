@@ -10,6 +10,7 @@ from common.errors import UserError
 
 
 matplotlib.use("Agg")
+CURVES_FILE = "curves.png"
 AXES = {"step": "step", "tokens": "tokens seen", "time": "minutes of training"}
 COUNTED = {"tokens": ("tokens", 1), "time": ("training_seconds", 60)}  # in the records: a key and its unit
 THIN = {"alpha": 0.4, "linewidth": 1}

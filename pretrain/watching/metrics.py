@@ -1,6 +1,7 @@
 """The metrics of a run as JSON lines, each step at most once, whatever happened to the run."""
 
 import json
+import math
 import os
 import sys
 from collections import deque
@@ -135,3 +136,15 @@ def read_metrics(path: Path) -> list[dict]:
 def _name_damaged(path: Path, lines: tuple[int, ...]):
     shown = ", ".join(map(str, lines[:NAMED])) + (" and more" if len(lines) > NAMED else "")
     tqdm.write(f"{path}: damaged and left out: line{'s' if len(lines) > 1 else ''} {shown}", file=sys.stdout)
+
+
+def finite(value):
+    """A number, or None where it is not finite; a list of them for a list."""
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def perplexity(loss: float | None) -> float | None:
+    """The exponential of a loss in nats; None where there is none or it is too large for a number."""
+    return math.exp(loss) if loss is not None and abs(loss) < 700 else None

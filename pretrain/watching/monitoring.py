@@ -1,6 +1,5 @@
-"""What a person sees while a run goes on: the plan, a progress line, and metrics as JSON lines."""
+"""What a run shows while it trains: a progress line, and metrics as JSON lines."""
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,113 +11,24 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from common.architectures import describe_shape
 from common.durations import duration
 from common.flops import training_flops
-from common.hardware import GIB, describe_hardware, peak_flops, peak_memory, time_by_threads
+from common.hardware import GIB, describe_hardware, peak_memory
+from common.peak_speed import peak_flops
 from common.signs_of_life import with_progress
 from pretrain.configuration import PretrainConfig
-from pretrain.steps.batches import BatchPlan, EvaluationBatches
-from pretrain.steps.optimization import StepResult, to_device
+from pretrain.steps.batches import EvaluationBatches
+from pretrain.steps.optimization import StepResult
 from pretrain.steps.schedules import Schedule
 from pretrain.watching.device_totals import DeviceTotals, Totals
 from pretrain.watching.health import COLLAPSED
-from pretrain.watching.metrics import METRICS_FILE, MetricsFile
+from pretrain.watching.metrics import METRICS_FILE, MetricsFile, finite, perplexity
 from pretrain.watching.progress import Progress
 from pretrain.watching.trackers import Trackers
 
 
 SECONDS_BETWEEN_LINES = 15  # where the output is a file and no progress bar is drawn
-WORTH_SAYING = 1.5  # times as fast with fewer threads
 SLOW = 1 / 3  # of the speed in the plan
-
-
-def print_plan(
-    config: PretrainConfig,
-    model,
-    manifest: dict,
-    plan: BatchPlan,
-    accelerator: Accelerator,
-    seconds: float,
-    schedule: Schedule,
-    advice: str | None = None,
-):
-    """Model, data and steps in a few lines, before the first step.
-
-    Args:
-        seconds: the expected time of one row.
-        advice: about the threads.
-    """
-    train, validation = manifest["splits"]["train"], manifest["splits"]["validation"]
-    sources = ", ".join(source.path for source in config.sources())
-    if schedule.total_steps is None:
-        rows = round(3600 * schedule.length / seconds)
-        steps, expected = f"as many as {schedule.length:g} h allow, of", f"about {rows:,} rows"
-    else:
-        rows = plan.sizes.rows_before(schedule.total_steps)
-        steps, expected = f"{schedule.total_steps:,} of", f"about {duration(seconds * rows)}"
-    tokens = rows * config.max_length
-    rising = "" if plan.sizes.ramp_steps == 0 else f"{plan.sizes.start:,} to "
-    lengthening = "" if config.max_length_start is None else f"{config.max_length_start:,} to "
-    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
-    options = model.config
-    start = f" from {config.init_from}" if config.init_from else ""
-    name, own = config.model_type, ""
-    if name == "luna":
-        name = "Luna"
-        own = f"projection length {options.projection_length}, convolution {options.conv_kernel_size or 'none'}, "
-    lines = {
-        "Model": f"{name}{start}, {model.num_parameters():,} parameters: {describe_shape(options)}, {own}vocabulary "
-        f"{options.vocab_size:,}",
-        "Data": f"{sources}: {train['tokens']:,} tokens in {train['documents']:,} documents to learn from, "
-        f"{validation['tokens']:,} in {validation['documents']:,} held out",
-        "Steps": f"{steps} {rising}{config.batch_size:,} rows of {lengthening}{config.max_length:,} tokens: "
-        f"{tokens:,} tokens, {tokens / train['tokens']:.1f} times the data",
-        "Processes": f"{accelerator.num_processes} on {accelerator.device.type} in {precision}, each "
-        f"{plan.num_micro_batches(config.batch_size)} x {plan.micro_batch_size} rows a step",
-        "Hardware": describe_hardware(accelerator),
-        "Expected": f"{expected} ({config.max_length / seconds:,.0f} tokens/s)"
-        + (f", an evaluation every {config.eval_steps:,} steps" if config.eval_steps else ", one evaluation"),
-        "Folder": config.output_dir,
-    }
-    if advice:
-        lines["Threads"] = advice
-    print("\n" + "\n".join(f"{name:<11} {text}" for name, text in lines.items()) + "\n", flush=True)
-
-
-def measure_row(model, batch: dict, accelerator: Accelerator) -> tuple[float, str | None]:
-    """Seconds of the forward and backward passes of all processes for a row, from one micro-batch, before training;
-    and a line about fewer threads where a single process on a CPU is faster with them.
-
-    The model is not wrapped yet. It keeps its weights, has no gradients afterwards, and the random state is as before.
-    """
-    model.train()
-    device = accelerator.device
-    inputs = to_device(batch, device)
-
-    def compute():
-        with accelerator.autocast():
-            loss = model(**inputs).loss
-        loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    alone = device.type == "cpu" and accelerator.num_processes == 1
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        times = time_by_threads(compute, others=alone)
-    model.zero_grad(set_to_none=True)
-    return times[max(times)] / (len(batch["labels"]) * accelerator.num_processes), _advice_on_threads(times)
-
-
-def _advice_on_threads(times: dict[int, float]) -> str | None:
-    present, best = max(times), min(times, key=lambda number: times[number])
-    ratio = times[present] / times[best]
-    if ratio < WORTH_SAYING:
-        return None
-    return (
-        f"{best} of the {present} threads {'is' if best == 1 else 'are'} {ratio:.1f} times as fast as all of them, as "
-        f"other programs use the cores: start with OMP_NUM_THREADS={best} (results then differ in their last digits)"
-    )
 
 
 class Monitor:
@@ -373,15 +283,3 @@ class Monitor:
                 self.say(f"warning: {self._file.path} cannot be written ({error}); metrics are kept in memory")
             self._file_failed = True
         self._trackers.log(record)
-
-
-def finite(value):
-    """A number, or None where it is not finite; a list of them for a list."""
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def perplexity(loss: float | None) -> float | None:
-    """The exponential of a loss in nats; None where there is none or it is too large for a number."""
-    return math.exp(loss) if loss is not None and abs(loss) < 700 else None

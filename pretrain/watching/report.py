@@ -14,13 +14,11 @@ from common.errors import UserError, say
 from common.files import write_json
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.tokenizer import word_starts
-from pretrain.watching.curves import draw_curves
-from pretrain.watching.metrics import METRICS_FILE, read_metrics
-from pretrain.watching.monitoring import finite
+from pretrain.watching.curves import CURVES_FILE, draw_curves
+from pretrain.watching.metrics import METRICS_FILE, finite, read_metrics
 
 
 SUMMARY_FILE = "summary.json"
-CURVES_FILE = "curves.png"
 MAX_ROWS = 2000  # that are looked through for sentences
 
 

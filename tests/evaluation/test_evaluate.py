@@ -26,7 +26,8 @@ from transformers import (
 
 from common import signs_of_life
 from evaluation.models import MaskedModel
-from pretrain.prepare import prepare, read_manifest
+from pretrain.data.manifest import read_manifest
+from pretrain.preparation import prepare
 
 
 SCRIPT = "evaluation/evaluate.py"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config.key_help import key_docs
+from common.config.keys import keys_of
 from common.config.yaml_config import ConfigurationError
 from finetune_glue.configuration import GlueConfig, load_config
 from finetune_glue.settings import Hyperparameters
@@ -141,7 +141,7 @@ def test_help(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 @pytest.mark.parametrize("keys", [GlueConfig, Hyperparameters])
 def test_every_key_has_a_line(keys: type):
-    assert list(key_docs(keys)) == [field.name for field in dataclasses.fields(keys)]
+    assert [key.name for key in keys_of(keys) if key.doc] == [field.name for field in dataclasses.fields(keys)]
 
 
 def test_a_key_unlike_any_other(load):

@@ -115,7 +115,7 @@ def test_bad_value(config_file: Callable, script: Callable, tmp_path: Path, argu
 def test_tokenizer_larger_than_the_vocabulary_of_the_model(
     config_file: Callable, script: Callable, build_config: Callable, tmp_path: Path
 ):
-    from pretrain.prepare import prepare
+    from pretrain.preparation import prepare
 
     tokenizer = prepare(build_config(tmp_path)) / "tokenizer"
     result = script("pretrain/run_mlm.py", config_file(tokenizer=str(tokenizer)), "--model.vocab_size", "350")

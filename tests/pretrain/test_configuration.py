@@ -1,26 +1,20 @@
 """The configuration of a run: files and overrides, and a message for all that can be wrong in them."""
 
-import dataclasses
-import json
 import os
 import re
 import subprocess
 import sys
-import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_files import SHORTEST, error_of, load, with_keys
 
-from common.config.ranges import Range
+from common.config.keys import Key, keys_of
 from common.config.yaml_config import ConfigurationError, suggest
-from common.errors import UserError
-from modeling_luna import LunaConfig
-from pretrain.configuration import PretrainConfig, load_config
+from pretrain.command_line import load_config
+from pretrain.configuration import PretrainConfig
 from pretrain.data.text_source import Source
-
-
-SHORTEST = "output_dir: runs/test\nmax_steps: 100"
 
 
 @pytest.fixture
@@ -30,22 +24,6 @@ def file(tmp_path: Path) -> Path:
 
 # A list of ten lists of ten lists ..., of a billion texts in all.
 LAUGHS = f"[&l0 [{10 * 'x, '}]" + "".join(f", &l{n} [{10 * f'*l{n - 1}, '}]" for n in range(1, 9)) + "]"
-
-
-def load(file: Path, content: str = SHORTEST, arguments: str = "") -> PretrainConfig:
-    file.write_text(content)
-    return load_config([str(file), *arguments.split()])
-
-
-def error_of(file: Path, content: str = SHORTEST, arguments: str = "") -> str:
-    """The message of the error, without the name of the file."""
-    with pytest.raises(UserError) as error:
-        load(file, content, arguments)
-    return str(error.value).replace(str(file), "FILE")
-
-
-def with_keys(content: str) -> str:
-    return ("output_dir: runs/test" if "max_steps" in content else SHORTEST) + f"\n{content}"
 
 
 def test_a_file_of_two_lines_gives_the_defaults(file: Path) -> None:
@@ -213,9 +191,9 @@ def test_the_usage_where_no_file_is_named(arguments: list[str], monkeypatch: pyt
         ("--max_steps 50 --warmup_steps 51", "warmup_steps is 51: it exceeds max_steps (50)."),
         (
             "--packing tight",
-            "packing is 'tight': it must be one of ('stream', 'full_sentences', 'best_fit').",
+            "packing is 'tight': it must be one of 'stream', 'full_sentences', 'best_fit'.",
         ),
-        ("--on_bad_record ignore", "on_bad_record is 'ignore': it must be one of ('error', 'skip')."),
+        ("--on_bad_record ignore", "on_bad_record is 'ignore': it must be one of 'error', 'skip'."),
         ("--tokenizer_train_megabytes 0", "tokenizer_train_megabytes is 0: it must be at least 1."),
         ("--warmup_steps -1", "warmup_steps is -1: it must be at least 0, or null."),
         ("--warmup_tokens 5", "warmup_tokens is 5: it must be null, as the run's length is in steps."),
@@ -255,12 +233,12 @@ def test_the_usage_where_no_file_is_named(arguments: list[str], monkeypatch: pyt
             "--max_steps null --max_train_hours 1 --mask_probability_end 0.1",
             "mask_probability_end is 0.1: it needs mask_probability_steps where the length is in hours",
         ),
-        ("--weight_averaging ema", "weight_averaging is 'ema': it must be one of null, 'exponential', 'stage'."),
+        ("--weight_averaging ema", "weight_averaging is 'ema': it must be one of 'exponential', 'stage', null."),
         ("--averaging_start_step 101", "averaging_start_step is 101: it exceeds max_steps (100)."),
         ("--averaging_decay 1", "averaging_decay is 1.0: it must be below 1."),
         ("--init_from a --model_config b", "model_config is 'b': it must be null where init_from gives the model."),
-        ("--mixed_precision fp8", "mixed_precision is 'fp8': it must be one of null, 'no', 'bf16'."),
-        ("--documents page", "python-docs: documents is 'page', but must be one of 'auto', 'line', "),
+        ("--mixed_precision fp8", "mixed_precision is 'fp8': it must be one of 'no', 'bf16', null."),
+        ("--documents page", "documents is 'page': it must be one of 'auto', 'line', 'blank_line', 'file'."),
         ("--report_to none", "report_to is 'none': it must be one or several of tensorboard, trackio, wandb."),
         ("--report_to wandb [wandb]", "report_to is ['wandb', ['wandb']]: it must be one or several of tensorboard"),
         ("--project ''", "project is '': it must not be empty."),
@@ -301,12 +279,9 @@ def test_values_beyond_all_bounds(file: Path, arguments: str, message: str) -> N
     assert len(found) < 400
 
 
-@pytest.mark.parametrize("name", dataclasses.fields(PretrainConfig), ids=lambda field: field.name)
-def test_every_number_has_a_range(name: dataclasses.Field) -> None:
-    hint = typing.get_type_hints(PretrainConfig, include_extras=True)[name.name]
-    base, *ranges = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
-    numeric = {int, float} & {base, *typing.get_args(base)}
-    assert bool(numeric) == any(isinstance(limits, Range) for limits in ranges)
+@pytest.mark.parametrize("key", keys_of(PretrainConfig), ids=lambda key: key.name)
+def test_every_number_has_a_range(key: Key) -> None:
+    assert bool({int, float} & {*key.types}) == (key.limits is not None)
 
 
 @pytest.mark.parametrize(
@@ -337,13 +312,6 @@ def test_values_that_no_key_can_use(file: Path, content: str, message: str) -> N
     assert len(found) < 400
 
 
-def test_json_that_is_nested_too_deeply(file: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.json").write_text(100_000 * "[")
-    assert error_of(file, arguments=f"--model_config {tmp_path}/model.json").endswith(
-        "model.json is nested too deeply."
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "trackers"),
     [
@@ -354,84 +322,6 @@ def test_json_that_is_nested_too_deeply(file: Path, tmp_path: Path) -> None:
 )
 def test_trackers_are_one_or_several(file: Path, arguments: str, trackers: list[str]) -> None:
     assert load(file, arguments=arguments).trackers() == trackers
-
-
-@pytest.mark.parametrize(
-    ("content", "arguments", "message"),
-    [
-        ("model: {hidden_sise: 8}", "", "model: unknown key 'hidden_sise'. Did you mean 'hidden_size'?"),
-        ("", "--model.num_heads 4", "model: unknown key 'num_heads'. Did you mean 'num_attention_heads'?"),
-        ("model: {7: 8}", "", "model: unknown key 7. Known are: vocab_size, hidden_size, "),
-        ("model: {return_dict: true}", "", "model: unknown key 'return_dict'. Known are: vocab_size, "),
-        ("model: {hidden_size: big}", "", "model: Field 'hidden_size' expected int, got str (value: 'big')"),
-        ("model: {hidden_size: 50}", "", "model: hidden_size (50) must be a multiple of num_attention_heads (12): "),
-        ("model: {position_embedding_type: none}", "", "model: Field 'position_embedding_type' expected one of "),
-        (
-            "model: {vocab_size: 16000}",
-            "",
-            (
-                "model.vocab_size is 16000, but the tokenizer has 16384 tokens: raise it to at least 16384, or leave "
-                "it out to take the tokenizer's."
-            ),
-        ),
-        (
-            "max_length: 600",
-            "",
-            (
-                "max_length is 600, but model.max_position_embeddings is 512: rows must not be longer than the "
-                "model's positions."
-            ),
-        ),
-    ],
-)
-def test_what_does_not_fit_the_model(file: Path, content: str, arguments: str, message: str) -> None:
-    assert error_of(file, with_keys(content), arguments).startswith(message)
-
-
-def test_the_vocabulary_of_the_model_is_that_of_the_tokenizer_unless_it_is_given(file: Path) -> None:
-    assert load(file).model_configuration(vocab_size=1000) == LunaConfig(vocab_size=1000)
-    larger = load(file, arguments="--vocab_size 300 --model.vocab_size 1024")
-    assert larger.model_configuration(vocab_size=300).vocab_size == 1024
-    with pytest.raises(ConfigurationError, match="^model.vocab_size is 1024, but the tokenizer has 1025 tokens"):
-        larger.model_configuration(vocab_size=1025)
-
-
-def test_a_given_tokenizer_brings_its_own_vocabulary(file: Path) -> None:
-    config = load(file, arguments="--tokenizer folder --vocab_size 5 --model.hidden_size 24")
-    assert config.model_configuration(vocab_size=70).vocab_size == 70
-
-
-def test_rows_may_be_longer_than_the_positions_where_these_are_computed(file: Path) -> None:
-    config = load(file, arguments="--max_length 600 --model.position_embedding_type sinusoidal")
-    assert config.model_configuration(vocab_size=300).position_embedding_type == "sinusoidal"
-
-
-def test_the_fields_of_the_model_may_come_from_a_file_as_transformers_saves_it(file: Path, tmp_path: Path) -> None:
-    saved = LunaConfig(
-        hidden_size=24, projection_length=7, vocab_size=300, architectures=["LunaModel"], dtype="bfloat16"
-    )
-    saved.save_pretrained(tmp_path)
-    arguments = f"--vocab_size 300 --model_config {tmp_path}/config.json --model.projection_length 5"
-    built = load(file, arguments=arguments).model_configuration(vocab_size=300)
-    assert (built.hidden_size, built.projection_length, built.vocab_size) == (24, 5, 300)
-    assert (built.architectures, built.dtype) == (None, None)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "MODEL cannot be read: No such file or directory."),
-        ("{", "MODEL is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)."),
-        ("[]", "MODEL must hold one JSON object."),
-        ('{"model_type": "bert"}', "MODEL is of a bert model, but model_type is luna."),
-        ('{"hidden": 8}', "model: unknown key 'hidden'. Did you mean 'hidden_act'?"),
-    ],
-)
-def test_broken_files_of_a_model(file: Path, tmp_path: Path, content: str | None, message: str) -> None:
-    model = tmp_path / "model.json"
-    if content is not None:
-        model.write_text(content)
-    assert error_of(file, arguments=f"--model_config {model}").replace(str(model), "MODEL") == message
 
 
 def test_sources_take_what_they_lack_from_the_run(file: Path) -> None:
@@ -462,24 +352,6 @@ def test_broken_sources(file: Path, content: str, message: str) -> None:
 def test_suggestions_name_the_nearest_key_or_all() -> None:
     assert suggest("sead", ["seed", "data"]) == " Did you mean 'seed'?"
     assert suggest("xyz", ["seed", "data"]) == " Known are: seed, data."
-
-
-@pytest.mark.parametrize(
-    ("name", "differences"),
-    [
-        ("luna-base", {}),
-        ("luna-base-untied", {"tie_key_value": False}),
-        (
-            "luna-large",
-            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-        ),
-    ],
-)
-def test_the_official_sizes(file: Path, name: str, differences: dict[str, Any]) -> None:
-    model_file = Path(__file__).parents[2] / f"configs/model/{name}.json"
-    config = load(file, arguments=f"--model_config {model_file}")
-    assert config.model_configuration(vocab_size=50265) == LunaConfig(**differences)
-    assert json.loads(model_file.read_text())["model_type"] == "luna"
 
 
 def test_the_module_is_imported_without_the_model() -> None:

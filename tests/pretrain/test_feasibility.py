@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from common import hardware
 from common.config.yaml_config import ConfigurationError
 from common.hardware import GIB
 from pretrain import feasibility
@@ -61,12 +60,3 @@ def test_smaller_micro_batches_fit(build_config: Callable, train: Callable, tmp_
         train(config)
     config.per_device_train_batch_size = 8
     assert [record["step"] for record in train(config) if "loss" in record] == [1]
-
-
-@pytest.mark.parametrize(("text", "expected"), [("1048576\n", 2**20), ("max\n", None), ("9223372036854771712", None)])
-def test_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: int | None):
-    limit = tmp_path / "memory.max"
-    limit.write_text(text)
-    monkeypatch.setattr(hardware, "CONTAINER_LIMITS", (tmp_path / "none", limit))
-    machine = hardware.total_memory(hardware.torch.device("cpu"))
-    assert machine == expected if expected else machine > 2**28

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from processes import processes_of, wait_until
 
-from pretrain.checkpointing.checkpoints import find_checkpoints, find_damage
+from pretrain.checkpointing.folders import find_checkpoints, find_damage
 from pretrain.watching.metrics import read_metrics
 
 

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,16 +21,18 @@ from common.checksums import hash_file
 from common.errors import UserError
 from common.files import read_checked_json
 from modeling_luna import LunaTokenizer
+from pretrain import building
 from pretrain import identity as identities
-from pretrain import prepare as prepare_module
-from pretrain.configuration import PretrainConfig
+from pretrain.building import PreparationError
+from pretrain.configuration import Packing, PretrainConfig
 from pretrain.data import parts
+from pretrain.data.manifest import read_manifest
 from pretrain.data.packed_data import PackedRows
-from pretrain.data.packing import PACKINGS
 from pretrain.data.parts import entropy
 from pretrain.data.sources import Source, SourceError
 from pretrain.data.tokenizer import load_tokenizer, sample_texts
-from pretrain.prepare import PreparationError, main, prepare, read_manifest, verify
+from pretrain.preparation import prepare, verify
+from pretrain.prepare import main
 
 
 SPLITS = ("train", "validation")
@@ -250,7 +253,7 @@ def test_text_that_is_changed_while_it_is_prepared(
         text.write_text(text.read_text(encoding="utf-8") + "\n\nAnother document.\n", encoding="utf-8")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_report_left_out", change_text)
+        patch.setattr(building, "_report_left_out", change_text)
         with pytest.raises(PreparationError, match="text was changed while it was prepared: run the same command"):
             prepare(config)
     assert folders(config) == []
@@ -319,7 +322,7 @@ def former_format(config: PretrainConfig) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("packing", get_args(Packing))
 def test_data_of_the_former_format_are_read(
     config: PretrainConfig, packing: str, small_shards, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -491,8 +494,10 @@ def test_bytes_that_changed_by_themselves_are_found_on_demand(
 # Shards of a kilobyte; killed when there are some of them.
 KILLED = """
 import os, signal, sys
-from pretrain import prepare
+from pretrain import building
+from pretrain.command_line import load_config
 from pretrain.data import parts
+from pretrain.preparation import prepare
 
 parts.SHARD_BYTES = 1000
 def killed(records, *arguments, **options):
@@ -501,8 +506,8 @@ def killed(records, *arguments, **options):
             os.kill(os.getpid(), signal.SIGKILL)
         yield record
 if __name__ == "__main__":
-    prepare.with_progress = killed
-    prepare.prepare(prepare.load_config([sys.argv[1]]))
+    building.with_progress = killed
+    prepare(load_config([sys.argv[1]]))
 """
 
 
@@ -545,7 +550,7 @@ def test_killed_process_of_several_ends_the_preparation(
     """A worker that is killed, as by a full memory, ends the run with a message; the same command goes on."""
     monkeypatch.setattr(parts, "SHARD_BYTES", 20_000)
     config.data, config.num_proc = str(sentences(tmp_path / "long.txt", documents=3000)), 2
-    shared_out = prepare_module.shared_out
+    shared_out = building.shared_out
 
     def killing(*arguments):
         for number, result in enumerate(shared_out(*arguments)):
@@ -553,12 +558,12 @@ def test_killed_process_of_several_ends_the_preparation(
                 os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
             yield result
 
-    monkeypatch.setattr(prepare_module, "shared_out", killing)
+    monkeypatch.setattr(building, "shared_out", killing)
     with pytest.raises(UserError, match="process that prepares data was killed"):
         prepare(config)
     assert "What is prepared stays in" in capsys.readouterr().err
     assert multiprocessing.active_children() == []
-    monkeypatch.setattr(prepare_module, "shared_out", shared_out)
+    monkeypatch.setattr(building, "shared_out", shared_out)
     prepare(config)
     assert "Going on with" in capsys.readouterr().out
 

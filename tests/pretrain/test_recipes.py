@@ -11,7 +11,9 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig
 
 from modeling_luna import LunaConfig
-from pretrain.configuration import PretrainConfig, load_config
+from pretrain.command_line import load_config
+from pretrain.configuration import PretrainConfig
+from pretrain.models.configuration import model_configuration
 from pretrain.models.model import new_model
 from pretrain.steps.batches import BatchSizes
 from pretrain.steps.schedules import Schedule
@@ -65,7 +67,7 @@ def test_every_file_is_known_here():
 def test_the_configuration_gives_the_model_it_names(name: str):
     config = load(name)
     vocabulary = None if config.tokenizer else config.vocab_size
-    model_config = config.model_configuration(vocabulary)
+    model_config = model_configuration(config, vocabulary)
     assert count_parameters(model_config) == PARAMETERS[name]
     assert config.output_dir == f"runs/{name}"
     assert model_config.max_position_embeddings >= config.max_length
@@ -88,7 +90,7 @@ def test_numbers_of_the_paper(name: str):
     assert (config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay) == (0.9, 0.98, 1e-6, 0.01)
     assert (config.mask_probability, config.masking, config.optimizer) == (0.15, "token", "adamw")
     assert config.packing == "full_sentences" and all(source.weight for source in config.sources())
-    luna_config = config.model_configuration(None)
+    luna_config = model_configuration(config, None)
     assert luna_config.projection_length == slots
     assert luna_config.tie_key_value == ("untied" not in name)
     assert luna_config.hidden_dropout_prob == luna_config.attention_probs_dropout_prob == 0.1
@@ -106,7 +108,7 @@ def test_the_modern_recipe_lasts_a_day():
     assert schedule.learning_rate(100, 23.9 * 3600.0) < 0.02 * config.learning_rate
     assert sizes.rows(0) * config.max_length == 2**18
     assert sizes.rows(config.batch_size_ramp_steps) * config.max_length == 2**20
-    assert config.model_configuration(None).initializer_range == pytest.approx(768**-0.5, rel=0.01)
+    assert model_configuration(config, None).initializer_range == pytest.approx(768**-0.5, rel=0.01)
     assert (config.optimizer, config.lr_scheduler_type) == ("stable_adamw", "trapezoidal")
     assert config.mask_probability > config.mask_probability_end
 

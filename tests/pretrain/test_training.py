@@ -14,11 +14,11 @@ from torch import nn
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from modeling_luna.modeling_luna import LunaLayer, LunaLMHead, LunaMLP
 from pretrain import training as training_module
-from pretrain.checkpointing.checkpoints import ResumeError, find_checkpoints, read_state, write_state
+from pretrain.checkpointing.checkpoints import DivergenceError
+from pretrain.checkpointing.folders import ResumeError, find_checkpoints, read_state, write_state
 from pretrain.data.packed_data import PackedRows
-from pretrain.prepare import prepare
+from pretrain.preparation import prepare
 from pretrain.steps.optimizers import build_optimizer
-from pretrain.training import DivergenceError
 
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}

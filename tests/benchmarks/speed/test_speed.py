@@ -14,6 +14,8 @@ from benchmarks.speed import speed
 from benchmarks.speed.case import Case, is_out_of_memory, measure
 from benchmarks.speed.limited_process import OUT_OF_TIME
 from benchmarks.speed.models import PEERS
+from benchmarks.speed.options import parse_options
+from benchmarks.speed.plan import plan_cases
 from common.errors import UserError
 
 
@@ -129,7 +131,7 @@ def test_checkpointing_does_not_change_the_loss(checkpointing: str, monkeypatch:
 
 
 def cases_of(*arguments: str) -> list[Case]:
-    return speed.plan_cases(speed.parse_options([*arguments, "--device", "cpu"]))
+    return plan_cases(parse_options([*arguments, "--device", "cpu"], about=""))
 
 
 def test_cases_of_a_call():
@@ -178,3 +180,7 @@ def test_options_that_cannot_be(arguments: list[str], message: str, monkeypatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=re.escape(message)):
         call(monkeypatch, *arguments)
+
+
+def test_records_lie_beside_those_of_the_repository():
+    assert (speed.RECORDS / "2026-11-26-amd-epyc-2-cores.json").is_file()

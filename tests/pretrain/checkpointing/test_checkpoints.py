@@ -1,6 +1,5 @@
 """Checkpoints: whole or not there, loadable anywhere, and gone on with only by the same run."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from filelock import FileLock
 from run_records import timeless
 from safetensors.torch import load_file
@@ -19,14 +17,7 @@ from transformers import AutoModelForMaskedLM, EvalPrediction, Trainer, Training
 
 from common.errors import STOPPED, Stopped
 from modeling_luna import LunaForMaskedLM
-from pretrain.checkpointing.checkpoints import (
-    FIXED,
-    ResumeError,
-    find_checkpoints,
-    find_damage,
-    read_state,
-    run_folder,
-)
+from pretrain.checkpointing.folders import ResumeError, find_checkpoints, find_damage, read_state
 from pretrain.data.tokenizer import load_tokenizer
 
 
@@ -46,13 +37,6 @@ print(json.dumps({
     "answers": [[answer["token_str"], answer["score"]] for answer in answers],
 }))
 """
-
-
-@pytest.fixture
-def run(build_config: Callable, tmp_path: Path) -> Callable:
-    """The configuration of a run of twelve steps with a checkpoint at every fourth."""
-    values = {"output_dir": tmp_path, "max_steps": 12, "save_steps": 4, "eval_steps": 4}
-    return lambda **changes: build_config(**values | changes)
 
 
 def steps(folder: Path) -> list[int]:
@@ -188,12 +172,6 @@ def test_multiples_of_keep_every_and_the_best_checkpoint_stay(run: Callable, tra
     assert steps(tmp_path) == sorted({12, 24, 32, best})
 
 
-def test_checkpoints_are_ordered_by_step(tmp_path: Path):
-    for name in ("checkpoint-900", "checkpoint-1000", "checkpoint-20", "checkpoint-5000.partial", "checkpoint-x"):
-        (tmp_path / name).mkdir()
-    assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-900", "checkpoint-1000"]
-
-
 def test_partial_checkpoint_is_ignored_and_replaced(run: Callable, train: Callable, tmp_path: Path, capsys):
     expected = train(run())
     shutil.rmtree(tmp_path / "checkpoint-8")
@@ -210,20 +188,6 @@ def test_partial_checkpoint_is_ignored_and_replaced(run: Callable, train: Callab
     assert [record.get("loss") for record in metrics] == [record.get("loss") for record in expected]
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("seed", 1), ("batch_size", 8), ("mask_probability", 0.2), ("max_length", 16), ("model", {"hidden_size": 16})],
-)
-def test_run_with_another_fixed_key_is_refused(run: Callable, train: Callable, tmp_path: Path, key: str, value):
-    train(run(max_steps=5))
-    before = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
-    with pytest.raises(ResumeError, match=rf"another configuration: {key} \(was .*, is .*\)\. Give") as error:
-        train(run(max_steps=5, **{key: value}))
-    assert repr(before[key]) in str(error.value)
-    # The folder still is that of the first run.
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == before
-
-
 def test_run_on_text_that_has_changed_is_refused(run: Callable, train: Callable, sentences: Callable, tmp_path: Path):
     text = sentences(tmp_path / "text.txt", documents=20)
     config = run(max_steps=5, data=str(text))
@@ -233,16 +197,6 @@ def test_run_on_text_that_has_changed_is_refused(run: Callable, train: Callable,
         train(config)
 
 
-def test_keys_that_are_not_fixed_may_change(run: Callable, train: Callable, tmp_path: Path):
-    train(run(max_steps=5))
-    changes = {"max_steps": 8, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "eval_steps": 0}
-    assert not set(changes) & set(FIXED)
-    metrics = train(run(**changes))
-    assert [record["step"] for record in metrics if "loss" in record] == list(range(1, 9))
-    stored = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
-    assert stored == dataclasses.asdict(run(**changes))
-
-
 def test_saved_tokenizer_has_the_row_length_of_its_run(build_config: Callable, train: Callable, tmp_path: Path):
     """Both runs share prepared data, which do not depend on the length of rows."""
     for length in (16, 32):
@@ -250,87 +204,10 @@ def test_saved_tokenizer_has_the_row_length_of_its_run(build_config: Callable, t
         assert load_tokenizer(str(tmp_path / str(length) / "model")).model_max_length == length
 
 
-def test_change_of_another_key_is_told(run: Callable, train: Callable, capsys):
-    train(run(max_steps=5))
-    capsys.readouterr()
-    train(run(max_steps=6, learning_rate=2e-3))
-    assert "learning_rate was 0.005 in this run so far and is 0.002 from here on" in capsys.readouterr().out
-
-
 def test_fewer_steps_than_done_are_refused(run: Callable, train: Callable):
     train(run(max_steps=6))
     with pytest.raises(ResumeError, match=r"has done 6 steps, more than max_steps .* allow \(5\)"):
         train(run(max_steps=5))
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "training_state/optimizer.safetensors"])
-def test_damaged_checkpoint_is_named(run: Callable, train: Callable, tmp_path: Path, name: str):
-    train(run(max_steps=5))
-    damaged = tmp_path / "checkpoint-5" / name
-    damaged.write_bytes(damaged.read_bytes()[:1000])
-    with pytest.raises(ResumeError, match=r"checkpoint-5 is damaged: .* is not as it was written.* previous"):
-        train(run(max_steps=6))
-
-
-@pytest.mark.parametrize(
-    "name", ["config.json", "training_state/optimizer.safetensors", "training_state/progress.json"]
-)
-def test_flipped_byte_is_refused_and_passed_over_on_request(
-    run: Callable, train: Callable, tmp_path: Path, capsys, name: str
-):
-    expected = train(run())
-    damaged = tmp_path / "checkpoint-12" / name
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 0x80
-    damaged.write_bytes(content)
-    with pytest.raises(ResumeError, match="checkpoint-12 is damaged: .*on_bad_checkpoint previous"):
-        train(run())
-    capsys.readouterr()
-    metrics = train(run(on_bad_checkpoint="previous"))
-    output = capsys.readouterr().out
-    assert "checkpoint-12 is damaged" in output and "Going on from step 8 of 12" in output
-    assert [record.get("loss") for record in metrics] == [record.get("loss") for record in expected]
-    assert find_damage(tmp_path / "checkpoint-12") is None
-
-
-@pytest.mark.parametrize(("written", "by_hand"), [('"step": 5', '"step": 3'), ('"seconds"', '"minutes"')])
-def test_edited_progress_is_refused(run: Callable, train: Callable, tmp_path: Path, written: str, by_hand: str):
-    train(run(max_steps=5))
-    path = tmp_path / "checkpoint-5" / "training_state" / "progress.json"
-    path.write_text(path.read_text(encoding="utf-8").replace(written, by_hand), encoding="utf-8")
-    with pytest.raises(ResumeError, match=r"damaged: training_state/progress.json is not as it was written"):
-        train(run(max_steps=6))
-
-
-@pytest.mark.parametrize("content", [b"", b"output_dir: [", b"\xff"])
-def test_damaged_configuration_is_named(run: Callable, train: Callable, tmp_path: Path, content: bytes):
-    (tmp_path / "checkpoint-5").mkdir()
-    (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(ResumeError, match=r"config.yaml is damaged"):
-        train(run(max_steps=6))
-
-
-def test_flipped_bit_of_the_configuration_is_named_or_harmless(run: Callable, tmp_path: Path, capsys):
-    (tmp_path / "checkpoint-5").mkdir()
-    config, path = run(), tmp_path / "config.yaml"
-    with run_folder(config):
-        content = path.read_bytes()
-    refused = 0
-    for place in [*range(60), *range(60, len(content), 31)]:
-        damaged = bytearray(content)
-        damaged[place] ^= 1 << place % 8
-        path.write_bytes(damaged)
-        try:
-            with run_folder(config):
-                assert path.read_bytes() == content and capsys.readouterr().out == ""
-        except ResumeError as error:
-            assert f"{path} is damaged" in str(error)
-            refused += 1
-    assert refused > 70
-
-    path.write_bytes(content.partition(b"\n")[2])  # of an earlier release
-    with run_folder(config):
-        assert path.read_bytes() == content
 
 
 def test_checkpoint_of_another_model_is_refused(run: Callable, train: Callable, tmp_path: Path):

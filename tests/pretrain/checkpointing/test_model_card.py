@@ -12,10 +12,11 @@ import yaml
 from huggingface_hub import ModelCard
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
-from pretrain.checkpointing.checkpoints import read_state
+from pretrain.checkpointing.folders import read_state
 from pretrain.checkpointing.model_card import Origin, model_card, write_card
 from pretrain.configuration import PretrainConfig
-from pretrain.prepare import prepare, read_manifest
+from pretrain.data.manifest import read_manifest
+from pretrain.preparation import prepare
 from pretrain.watching.metrics import read_metrics
 from pretrain.watching.progress import Progress
 

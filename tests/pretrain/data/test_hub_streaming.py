@@ -41,11 +41,11 @@ print(json.dumps([documents, reader.position, message]))
 # Shards of a kilobyte; killed when there are three of them.
 PREPARE = """
 import os, signal, sys
-from pretrain import prepare
+from pretrain import building, prepare
 from pretrain.data import parts
 
 parts.SHARD_BYTES = 1000
-shared_out = prepare.shared_out
+shared_out = building.shared_out
 
 def killed(*arguments):
     for number, result in enumerate(shared_out(*arguments)):
@@ -54,7 +54,7 @@ def killed(*arguments):
         yield result
 
 if "kill" in sys.argv:
-    prepare.shared_out = killed
+    building.shared_out = killed
 prepare.main(sys.argv[1:2])
 """
 

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from common.labels import IGNORED
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.packing import best_fit_rows, full_sentence_rows
 from pretrain.data.sentences import sentence_starts
 from pretrain.data.shards import SplitArrays
 from pretrain.data.tokenizer import load_tokenizer
 from pretrain.models.model import build_model
-from pretrain.prepare import prepare
+from pretrain.preparation import prepare
 from pretrain.steps.batches import BatchPlan, BatchSizes, EvaluationBatches, TrainingBatches, model_arguments
-from pretrain.steps.masking import IGNORED, Masking
+from pretrain.steps.masking import Masking
 
 
 LENGTH = 12  # of rows: <s>, ten tokens, </s>

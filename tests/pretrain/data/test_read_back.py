@@ -8,19 +8,20 @@ import shutil
 from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from common.files import DamagedFile
-from pretrain import prepare as prepare_module
-from pretrain.configuration import PretrainConfig
+from pretrain import building
+from pretrain.configuration import Packing, PretrainConfig
 from pretrain.data import parts
+from pretrain.data.manifest import read_manifest
 from pretrain.data.packed_data import PackedRows
-from pretrain.data.packing import PACKINGS
 from pretrain.data.shard_file import Shard, SplitArrays, write_shard
 from pretrain.data.tokenizer import load_tokenizer
-from pretrain.prepare import prepare, read_manifest
+from pretrain.preparation import prepare
 
 
 # Of the rows that training and validation see in three epochs under seed 7: what they have always been.
@@ -66,7 +67,7 @@ def test_more_shards_than_files_that_may_be_opened(config: PretrainConfig, monke
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("packing", get_args(Packing))
 def test_rows_of_a_seed_stay_what_they_were(config: PretrainConfig, sentences: Callable, tmp_path: Path, packing: str):
     config.packing = packing
     assert digest_of_rows(prepare(config), packing) == DIGESTS[packing]
@@ -95,7 +96,7 @@ def used(config: PretrainConfig) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("packing", get_args(Packing))
 def test_flipped_bytes_never_give_other_rows(config: PretrainConfig, tmp_path: Path, packing: str):
     """A file of each kind, digits and other bytes, with size and time kept, as by a disk."""
     config.packing = packing
@@ -166,7 +167,7 @@ def test_preparation_that_goes_on_believes_no_flipped_byte(
     partial = tmp_path / "partial"
     config.prepared_dir = str(partial)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "_statistics", lambda *arguments: 1 / 0)
+        patch.setattr(building, "_statistics", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(config)
     shutil.copytree(partial, tmp_path / "left")

@@ -19,11 +19,11 @@ from hub_stand_in import HubStandIn, hub_stand_in
 from huggingface_hub import constants
 
 from modeling_luna import LunaForMaskedLM
-from pretrain.checkpointing.checkpoints import TRAINING_STATE, write_state
+from pretrain.checkpointing.folders import TRAINING_STATE, write_state
 from pretrain.configuration import PretrainConfig
 from pretrain.hub.outbox import HubOutbox
 from pretrain.hub.upload import HubError, waiting
-from pretrain.steps.stopping import StopRequest
+from pretrain.stopping import StopRequest
 
 
 ROOT = Path(__file__).parents[3]

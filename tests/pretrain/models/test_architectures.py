@@ -12,9 +12,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from common.config.yaml_config import ConfigurationError
+from common.labels import IGNORED
+from pretrain.models.configuration import model_configuration
 from pretrain.models.model import new_model
 from pretrain.models.peers import REFUSED, TESTED, WITH_UNUSED_PARTS, peer_config
-from pretrain.steps.masking import IGNORED
 
 
 ROOT = Path(__file__).parents[3]
@@ -76,7 +77,7 @@ def test_refused(build_config: Callable, tmp_path: Path, model_type: str):
     config = build_config(tmp_path / "run")
     config.model_type, config.model = model_type, {}
     with pytest.raises(ConfigurationError, match=f"^model_type: {model_type} (is no encoder alone|cannot be trained)"):
-        config.validate()
+        model_configuration(config, None)
 
 
 @pytest.mark.parametrize("model_type", TESTED)

@@ -16,10 +16,11 @@ from transformers import (
 )
 
 from common.config.yaml_config import ConfigurationError
+from common.labels import IGNORED
+from pretrain.models.configuration import model_configuration
 from pretrain.models.model import new_model
 from pretrain.models.peers import peer_config
 from pretrain.steps.batches import cut_rows
-from pretrain.steps.masking import IGNORED
 
 
 SIZES = {
@@ -164,6 +165,7 @@ def test_what_cannot_be(roberta: Callable, changes: dict, message: str):
         config.model = {}
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
         config.validate()
+        model_configuration(config, None)
 
 
 def test_rows_longer_than_the_positions(roberta: Callable, train: Callable):

@@ -6,6 +6,7 @@ import torch
 from packed_rows import END, LENGTH, PAD, START, rows_of_numbers
 
 from common.config.yaml_config import ConfigurationError
+from common.labels import IGNORED
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.data.packed_data import PackedRows, RowBatch
 from pretrain.steps.batches import (
@@ -17,7 +18,7 @@ from pretrain.steps.batches import (
     cut_rows,
     model_arguments,
 )
-from pretrain.steps.masking import IGNORED, Masking
+from pretrain.steps.masking import Masking
 
 
 MASK = 5000

@@ -19,9 +19,9 @@ from run_records import timeless
 from training_runs import read_metrics
 
 from common.errors import INTERRUPTED, STOPPED, LostProcess, UserError
+from pretrain.building import PreparationError
 from pretrain.data import workers
 from pretrain.data.workers import shared_out
-from pretrain.prepare import PreparationError
 from pretrain.steps import loading
 from pretrain.steps.batches import TrainingBatches
 from pretrain.steps.loading import load_batches
@@ -149,7 +149,7 @@ def test_system_that_starts_no_more_processes(monkeypatch: pytest.MonkeyPatch):
 PARENT = """
 import multiprocessing
 from pretrain.steps.loading import load_batches
-from pretrain.steps.stopping import StopRequest
+from pretrain.stopping import StopRequest
 
 items = load_batches([[{}]] * 2000, range(2000), 3, StopRequest(float("inf")))
 next(items)

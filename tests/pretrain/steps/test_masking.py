@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.labels import IGNORED
 from pretrain.data.tokenizer import train_tokenizer
-from pretrain.steps.masking import EVALUATION, IGNORED, TRAINING, Masking, span_length_shares
+from pretrain.steps.masking import EVALUATION, TRAINING, Masking, span_length_shares
 
 
 VOCABULARY, SPECIAL, MASK = 100, [0, 1, 2, 3, 99], 99

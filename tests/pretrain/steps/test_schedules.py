@@ -10,7 +10,7 @@ import pytest
 
 from common.config.yaml_config import ConfigurationError
 from pretrain import training
-from pretrain.checkpointing.checkpoints import read_state
+from pretrain.checkpointing.folders import read_state
 from pretrain.steps.batches import BatchSizes
 from pretrain.steps.schedules import Schedule
 

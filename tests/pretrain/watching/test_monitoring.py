@@ -9,7 +9,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,17 +17,16 @@ import pytest
 import torch
 from run_records import timeless
 
-from common import hardware, signs_of_life
+from common import signs_of_life
 from common.durations import duration
 from common.flops import training_flops
 from modeling_luna import LunaConfig, LunaForMaskedLM
-from pretrain.steps.batches import BatchPlan, BatchSizes
+from pretrain.steps.batches import BatchSizes
 from pretrain.steps.optimization import StepResult
 from pretrain.steps.schedules import Schedule
 from pretrain.watching import device_totals, monitoring
-from pretrain.watching import metrics as metrics_module
-from pretrain.watching.metrics import MetricsFile, read_metrics
-from pretrain.watching.monitoring import Monitor, measure_row, print_plan
+from pretrain.watching.metrics import read_metrics
+from pretrain.watching.monitoring import Monitor
 from pretrain.watching.progress import Progress
 
 
@@ -297,96 +296,6 @@ def test_resume_drops_what_will_be_done_again(build_monitor: Callable, tmp_path:
     assert path.read_bytes() == b""
 
 
-@pytest.mark.parametrize(
-    "end", [b'{"step": 3, "loss": 1', b"\0" * 5000, b'{"step": 3}', b"3\n", b'{"step": 3}\n\xff\n']
-)
-def test_damaged_end_of_the_file_is_dropped(tmp_path: Path, end: bytes):
-    path = tmp_path / "metrics.jsonl"
-    good = b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 2.0}\n'
-    path.write_bytes(good + end)
-    MetricsFile(path, 2)
-    assert path.read_bytes() == good
-    assert [record["step"] for record in read_metrics(path)] == [1, 2]
-
-
-@pytest.fixture
-def written(tmp_path: Path) -> tuple[Path, list[dict]]:
-    """A metrics file and what it holds."""
-    records = [
-        {"step": 1, "loss": 6.25, "tokens": 480},
-        {"step": 2, "loss": 5.5, "tokens": 960},
-        {"step": 2, "validation_loss": 5.125, "effective_rank": [7.5, 6.0]},
-    ]
-    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
-    for record in records:
-        file.append(record)
-    return tmp_path / "metrics.jsonl", records
-
-
-@pytest.mark.parametrize("bit", range(8))
-def test_flipped_bit_is_named_or_harmless(written: tuple[Path, list[dict]], capsys: pytest.CaptureFixture, bit: int):
-    """Whatever byte it is in, no record is another than was written, and one that is missing is named."""
-    path, records = written
-    assert read_metrics(path) == records
-    known, content = {key for record in records for key in record}, path.read_bytes()
-    for place in range(len(content)):
-        damaged = bytearray(content)
-        damaged[place] ^= 1 << bit
-        path.write_bytes(damaged)
-        for read_after in (lambda: None, lambda: MetricsFile(path, 2)):  # in a report, and by the run that goes on
-            metrics_module._name_damaged.cache_clear()
-            read_after()
-            found = [{key: value for key, value in record.items() if key in known} for record in read_metrics(path)]
-            assert all(record in records for record in found)
-            missing = len(records) - len(found)
-            assert missing <= 2 and (missing > 0) == (
-                "metrics.jsonl: damaged and left out: line" in capsys.readouterr().out
-            )
-            path.write_bytes(damaged)
-
-
-def test_damaged_line_is_named_once(written: tuple[Path, list[dict]], capsys: pytest.CaptureFixture):
-    path, records = written
-    path.write_bytes(path.read_bytes().replace(b"5.5", b"1.5"))
-    for _ in range(3):
-        assert read_metrics(path) == [records[0], records[2]]
-    assert capsys.readouterr().out == f"{path}: damaged and left out: line 2\n"
-    # What follows it stays where a run goes on.
-    assert MetricsFile(path, 2).last == {"evaluation": 2}
-    assert read_metrics(path) == [records[0], records[2]]
-
-
-def test_lines_of_an_earlier_release_have_no_checksum(written: tuple[Path, list[dict]]):
-    path, records = written
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    MetricsFile(path, 2).append({"step": 3, "loss": 5.0})
-    assert read_metrics(path) == [*records, {"step": 3, "loss": 5.0}]
-
-
-def bytes_read() -> int:
-    return int(Path("/proc/self/io").read_text(encoding="utf-8").split()[1])
-
-
-@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs the counters of Linux")
-def test_resume_reads_the_end_of_a_long_file_alone(tmp_path: Path):
-    path = tmp_path / "metrics.jsonl"
-    line = json.dumps({"step": 5, "loss": 2.5, "filling": "x" * 400}).encode() + b"\n"
-    with open(path, "wb") as file:
-        for _ in range(200):
-            file.write(line * (2**20 // len(line)))
-        kept = file.tell()
-        for step in range(6, 600):
-            file.write(line.replace(b'"step": 5', b'"step": %d' % step))
-    assert kept > 190 * 2**20
-    with open(path, "r+b") as file:  # what stands there differs, so that it is known where the search stopped
-        file.seek(kept - len(line))
-        file.write(line.replace(b'"step": 5', b'"step": 4'))
-    before = bytes_read()
-    MetricsFile(path, 5)
-    assert bytes_read() - before < 2**20
-    assert path.stat().st_size == kept
-
-
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
     """Files that cannot grow beyond a size: as on a full disk, a part of a line may be written before the error."""
@@ -481,52 +390,6 @@ def test_validation_loss_that_is_not_finite_is_null(build_monitor: Callable, tmp
     assert metrics(tmp_path) == [record]
 
 
-def test_a_row_is_timed_without_a_trace(build_config: Callable, tmp_path: Path):
-    torch.manual_seed(0)
-    fields = build_config(tmp_path).model | {"hidden_dropout_prob": 0.5}
-    model = LunaForMaskedLM(LunaConfig(**fields, vocab_size=400))
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    ids = torch.randint(3, 400, (4, 32))
-    state = torch.get_rng_state()
-    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=2, autocast=nullcontext)
-    seconds, advice = measure_row(model, {"input_ids": ids, "labels": ids}, accelerator)
-    assert 0 < seconds < 10 and advice is None
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("seconds", "advice"),
-    [
-        ({4: 0.9, 2: 0.8, 1: 0.3}, "1 of the 4 threads is 3.0 times as fast as all of them, as other programs use"),
-        ({4: 0.9, 2: 0.5, 1: 0.6}, "2 of the 4 threads are 1.8 times as fast as all of them, as other programs use"),
-        ({4: 0.3, 2: 0.6, 1: 1.2}, None),
-        ({4: 0.4, 2: 0.3, 1: 0.6}, None),
-        ({1: 1.0}, None),
-    ],
-)
-def test_advice_where_fewer_threads_are_faster(
-    build_config: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: dict, advice: str | None
-):
-    """On a clock that each pass moves on by the seconds of the present number of threads."""
-    clock, threads = Clock(), [max(seconds)]
-    monkeypatch.setattr(hardware, "time", clock)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    model = LunaForMaskedLM(LunaConfig(**build_config(tmp_path).model, vocab_size=400))
-
-    def pass_time(*arguments):
-        clock.now += seconds[threads[-1]]
-
-    model.register_forward_hook(pass_time)
-    ids = torch.randint(3, 400, (4, 32))
-    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, autocast=nullcontext)
-    row, line = measure_row(model, {"input_ids": ids, "labels": ids}, accelerator)
-    assert row == pytest.approx(seconds[max(seconds)] / 4) and threads[-1] == max(seconds)
-    assert (line is None) == (advice is None) and (advice is None or line.startswith(advice))
-
-
 def test_a_run_that_becomes_slow_is_said_once(build_monitor: Callable, capsys):
     monitor, progress = build_monitor(logging_steps=1, expected=TOKENS)
     for seconds in (1.0, 4.0, 1.0, 4.0, 4.0, 4.0, 4.0):
@@ -536,24 +399,6 @@ def test_a_run_that_becomes_slow_is_said_once(build_monitor: Callable, capsys):
         f"warning: 120 tokens/s are 25% of what the plan expects ({TOKENS}): something else uses this machine, where "
         "fewer threads (OMP_NUM_THREADS) can be faster"
     ]
-
-
-@pytest.mark.parametrize(("total", "hours"), [(20, None), (None, 0.5)])
-def test_plan(build_config: Callable, tmp_path: Path, capsys, total: int | None, hours: float | None):
-    changes = {"max_steps": total, "max_train_hours": hours, "warmup_steps": None}
-    ramps = {"batch_size_start": 4, "batch_size_ramp_steps": 10, "max_length_start": 8, "max_length_ramp_steps": 4}
-    config = build_config(tmp_path, **ramps, **changes)
-    model = LunaForMaskedLM(LunaConfig(**config.model, vocab_size=400))
-    plan = BatchPlan(BatchSizes.from_config(config))
-    schedule = Schedule.from_config(config, plan.sizes)
-    accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, mixed_precision="no")
-    print_plan(config, model, MANIFEST, plan, accelerator, 0.01, schedule)
-    output = capsys.readouterr().out
-    assert "3,200 tokens/s" in output and f"{model.num_parameters():,} parameters" in output
-    rows = plan.sizes.rows_before(20) if total else 180_000
-    assert f"{rows * 32:,} tokens, {rows * 32 / 5000:.1f} times the data" in output
-    assert "rows of 8 to 32 tokens: " in output
-    assert ("20 of 4 to 16 rows" in output) if total else ("as many as 0.5 h allow" in output)
 
 
 def test_metrics_of_a_run_and_its_resume(build_config: Callable, train: Callable, tmp_path: Path):

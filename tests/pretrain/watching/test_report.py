@@ -9,9 +9,10 @@ import pytest
 from matplotlib.axes import Axes
 
 from modeling_luna import LunaConfig, LunaForMaskedLM
+from pretrain.data.manifest import read_manifest
 from pretrain.data.packed_data import PackedRows
 from pretrain.data.tokenizer import load_tokenizer
-from pretrain.prepare import prepare, read_manifest
+from pretrain.preparation import prepare
 from pretrain.watching import report
 from pretrain.watching.curves import Curves, draw_curves
 from pretrain.watching.report import fill_masked_sentences, plot_runs

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM
 
-from common.checkpointing import enable_checkpointing
+from common.gradient_checkpointing import enable_checkpointing
 from modeling_luna import LunaConfig, LunaForMaskedLM, kernels_luna
 
 

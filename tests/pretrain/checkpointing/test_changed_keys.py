@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from pretrain.checkpointing.checkpoints import ResumeError, run_folder
+from pretrain.checkpointing.folders import ResumeError
+from pretrain.checkpointing.run_folder import run_folder
 from pretrain.configuration import PretrainConfig
 
 
-PAGE = Path(__file__).parents[2] / "docs/pretraining.md"
+PAGE = Path(__file__).parents[3] / "docs/pretraining.md"
 KEYS = [field.name for field in dataclasses.fields(PretrainConfig) if field.name != "output_dir"]
 # Accepted, although the steps that follow are others.
 OTHER_STEPS = (
