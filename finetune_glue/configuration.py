@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from common.config.yaml_config import ConfigurationError, read_configuration, suggest
-from finetune_glue.settings import Hyperparameters, settings
-from finetune_glue.tasks import GLUE, TASKS, Task, find_tasks
+from finetune_glue.data.tasks import GLUE, TASKS, Task, find_tasks
+from finetune_glue.training.settings import Hyperparameters, settings
 
 
 SAVE_MODELS = ("best", "all", "none")

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable
 
 from common.errors import UserError
-from finetune_glue.cells import Cell, with_sources
+from experiments.cells import Cell, with_sources
+from experiments.results import RESULT
 from finetune_glue.configuration import GlueConfig
-from finetune_glue.data import task_content
-from finetune_glue.results import RESULT
-from finetune_glue.starting_model import model_content
-from finetune_glue.tasks import TASKS, Task
+from finetune_glue.data.task_data import task_content
+from finetune_glue.data.tasks import TASKS, Task
+from finetune_glue.training.starting_model import model_content
 
 
 NOT_COMPARED = ("name", "title", "training_task", "source")  # fields of a task

@@ -12,9 +12,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from common.citation import LUNA
 from common.files import write_text
-from finetune_glue.results import MODEL, Group, Results, Run
-from finetune_glue.tables import metric_name, parts_of, written
-from finetune_glue.tasks import TASKS, Task
+from experiments.results import MODEL, Group, Results, Run
+from experiments.tables import metric_name, parts_of, written
+from finetune_glue.data.tasks import TASKS, Task
 
 
 METRIC_IDS = {"pearson": "pearsonr", "spearman": "spearmanr"}  # where the Hub has other names

@@ -6,14 +6,14 @@ from filelock import FileLock
 
 from common.errors import UserError
 from common.files import write_json, write_text
-from finetune_glue.cells import LOCK, Cell, outdated_beside
+from experiments.cells import LOCK, Cell, outdated_beside
+from experiments.picture import draw_results
+from experiments.push import push_models, repository_ids
+from experiments.results import read_results
+from experiments.tables import csv_text, markdown, terminal_table
 from finetune_glue.configuration import GlueConfig
 from finetune_glue.model_card import write_cards
-from finetune_glue.picture import draw_results
-from finetune_glue.push import push_models, repository_ids
-from finetune_glue.results import read_results
 from finetune_glue.submission import write_submissions
-from finetune_glue.tables import csv_text, markdown, terminal_table
 
 
 def write_report(config: GlueConfig, cells: list[Cell]):

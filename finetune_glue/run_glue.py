@@ -21,16 +21,16 @@ def main(config: GlueConfig) -> int:
     """Run what is missing and write the results; the exit code is 1 where a cell has failed."""
     # These imports take seconds, and a wrong key is said before.
     from common.files import make_folder
-    from finetune_glue.cells import plan_cells
-    from finetune_glue.data import find_task_files
-    from finetune_glue.launch import end_processes, start_processes
+    from experiments.cells import plan_cells
+    from experiments.launch import end_processes, start_processes
+    from experiments.progress import Progress
+    from experiments.push import check_push
+    from experiments.scheduler import delete_unwanted_models, run_cells
+    from finetune_glue.data.task_data import find_task_files
     from finetune_glue.made_from import with_contents
-    from finetune_glue.metrics import check_metrics
-    from finetune_glue.progress import Progress
-    from finetune_glue.push import check_push
     from finetune_glue.report import write_report
-    from finetune_glue.scheduler import delete_unwanted_models, run_cells
-    from finetune_glue.starting_model import check_starting_model
+    from finetune_glue.training.metrics import check_metrics
+    from finetune_glue.training.starting_model import check_starting_model
 
     main_process = start_processes(config)
     for task in config.task_list():

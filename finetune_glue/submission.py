@@ -16,8 +16,8 @@ from pathlib import Path
 
 from common.errors import UserError, report_user_errors
 from common.files import written_whole
-from finetune_glue.results import PREDICTIONS, Results, Run, read_results
-from finetune_glue.tasks import GLUE, TASKS
+from experiments.results import PREDICTIONS, Results, Run, read_results
+from finetune_glue.data.tasks import GLUE, TASKS
 
 
 HEADER = "index\tprediction"

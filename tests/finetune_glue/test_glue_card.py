@@ -11,9 +11,9 @@ import pytest
 from cell_folders import HYPERPARAMETERS, edit_result, own_task, write_cell, write_model
 from huggingface_hub import ModelCard
 
+from experiments.results import read_results
+from finetune_glue.data.tasks import TASKS, Source
 from finetune_glue.model_card import write_cards
-from finetune_glue.results import read_results
-from finetune_glue.tasks import TASKS, Source
 
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ import pytest
 from common.config.key_help import key_docs
 from common.config.yaml_config import ConfigurationError
 from finetune_glue.configuration import GlueConfig, load_config
-from finetune_glue.settings import Hyperparameters
-from finetune_glue.tasks import GLUE
+from finetune_glue.data.tasks import GLUE
+from finetune_glue.training.settings import Hyperparameters
 
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs/glue").glob("*.yaml"))

@@ -17,11 +17,12 @@ from hub_stand_in import hub_stand_in
 from tiny_masked_models import build, save, train_bpe
 
 from common.config.yaml_config import ConfigurationError
-from finetune_glue import report, scheduler
-from finetune_glue.cells import Cell, plan_cells
+from experiments import scheduler
+from experiments.cells import Cell, plan_cells
+from experiments.results import MODEL, read_result
+from finetune_glue import report
 from finetune_glue.configuration import GlueConfig
 from finetune_glue.made_from import with_contents
-from finetune_glue.results import MODEL, read_result
 
 
 DESCRIPTION = """\
@@ -274,8 +275,8 @@ def _scored(run: Run, cell: Cell, scores: dict[str, float]) -> dict:
 
 CONTENTS = """
 import json, sys
-from finetune_glue.starting_model import load_starting_model, loaded_content, model_content
-from finetune_glue.tasks import TASKS
+from finetune_glue.training.starting_model import load_starting_model, loaded_content, model_content
+from finetune_glue.data.tasks import TASKS
 contents = []
 for name in sys.argv[1:]:
     contents.append(model_content(name, False))

@@ -21,8 +21,8 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from common.errors import UserError
 from finetune_glue import run_glue
 from finetune_glue.configuration import load_config
+from finetune_glue.data.tasks import GLUE
 from finetune_glue.submission import check_submission
-from finetune_glue.tasks import GLUE
 
 
 ROOT = Path(__file__).parents[2]

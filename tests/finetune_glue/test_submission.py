@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from cell_folders import NUMBERS, TEST_ROWS, edit_result, own_task, write_cell, write_predictions
 
+from common.contents import digest_of_files
 from common.errors import UserError
-from finetune_glue.contents import digest_of_files
-from finetune_glue.results import read_result, read_results
+from experiments.results import read_result, read_results
+from finetune_glue.data.tasks import GLUE, TASKS
 from finetune_glue.submission import (
     FILES,
     SubmissionError,
@@ -20,7 +21,6 @@ from finetune_glue.submission import (
     write_submission,
     write_submissions,
 )
-from finetune_glue.tasks import GLUE, TASKS
 
 
 ROOT = Path(__file__).parents[2]
