@@ -9,39 +9,29 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from filelock import FileLock, Timeout
 
 from common.checksums import KEY
 from common.config.yaml_config import ConfigurationError
 from common.files import write_json
-from experiments.results import (
-    CELLS,
-    ERROR,
-    RESULT,
-    SEED,
-    DamagedResult,
-    Group,
-    Run,
-    best_group,
-    read_result,
-    write_result,
-)
-from finetune_glue.configuration import TRANSFER_FROM, TRANSFER_TO, GlueConfig
-from finetune_glue.data.tasks import Task
-from finetune_glue.training.settings import Hyperparameters, settings
+from experiments.cell_folder import DEFAULT, ERROR, RESULT, DamagedResult, read_result, write_result
+from experiments.made_from import difference
+from experiments.results import Group, Run, best_group
+from experiments.tasks import ScoredTask
 
 
 LOCK = ".lock"  # held by the process that runs a cell; the system releases it where that process is killed
 OLD_RESULT = "result.old.json"  # one that did not count any more when the cell was run again
 BEGUN = "begun.json"  # which process runs a cell; one that is killed leaves it behind
-INPUTS = {"task": "another description of the task", "data": "other data", "model": "another model"}
-LISTED = 3  # names of what has changed
+TaskType = TypeVar("TaskType", bound=ScoredTask)
+Values = TypeVar("Values")  # a dataclass of hyper-parameters
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """One fine-tuning.
+class Cell(Generic[TaskType, Values]):
+    """One training.
 
     Args:
         task: on what.
@@ -56,11 +46,11 @@ class Cell:
         made_from: the content of its task, data and model, and the precision; what is null is not known.
     """
 
-    task: Task
+    task: TaskType
     model: str
     model_name: str
     setting: str
-    hyperparameters: Hyperparameters
+    hyperparameters: Values
     seed: int
     folder: Path
     init_from_task: str | None = None
@@ -68,7 +58,7 @@ class Cell:
     made_from: dict = dataclasses.field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
-        setting = "" if self.setting == "default" else f" · {self.setting}"
+        setting = "" if self.setting == DEFAULT else f" · {self.setting}"
         return f"{self.task.title} · {self.model_name}{setting} · seed {self.seed}"
 
     def result(self) -> dict | None:
@@ -111,7 +101,7 @@ class Cell:
         return {
             "task": self.task.name,
             "model": self.model,
-            "hyperparameters": json.loads(json.dumps(dataclasses.asdict(self.hyperparameters))),
+            "hyperparameters": json.loads(json.dumps(vars(self.hyperparameters))),
             "seed": self.seed,
             "init_from_task": self.init_from_task,
         }
@@ -176,42 +166,6 @@ class Cell:
             return None
 
 
-def plan_cells(config: GlueConfig) -> list[Cell]:
-    """All cells of a run in the order in which they are run: seed by seed, so that a table fills evenly.
-
-    With transfer the cells of MNLI come first, since others start from their best model.
-    """
-    models, cells = config.models(), []
-    for seed in range(1, config.seeds + 1):
-        for task in config.task_list():
-            transferred = config.transfer and task.name in TRANSFER_TO
-            for model_name, model in models.items():
-                for setting, hyperparameters in settings(
-                    task.name, config.hyperparameters, config.per_task, config.grid
-                ):
-                    folder = Path(config.output_dir) / CELLS / model_name / task.name / setting / f"{SEED}{seed}"
-                    source = TRANSFER_FROM if transferred else None
-                    cells.append(Cell(task, model, model_name, setting, hyperparameters, seed, folder, source))
-    if config.transfer:
-        cells.sort(key=lambda cell: cell.task.name != TRANSFER_FROM)
-    return with_sources(cells)
-
-
-def with_sources(cells: list[Cell]) -> list[Cell]:
-    """The cells, each with those whose best model it starts from."""
-    return [
-        dataclasses.replace(
-            cell,
-            sources=tuple(
-                other
-                for other in cells
-                if other.task.name == cell.init_from_task and other.model_name == cell.model_name
-            ),
-        )
-        for cell in cells
-    ]
-
-
 def best_run(cells: Sequence[Cell]) -> Run | None:
     """The best seed of the best setting among cells of one task and model."""
     runs: dict[str, list[Run]] = {}
@@ -239,25 +193,6 @@ def outdated_beside(cells: Sequence[Cell]) -> Callable[[Path, dict], str]:
         return difference(wanted, result.get("made_from", {}))
 
     return outdated
-
-
-def difference(wanted: dict, found: dict) -> str:
-    """What a result was made from that is different from what is wanted; what is not known now is not compared."""
-    for key, value in wanted.items():
-        other = found.get(key)
-        if value is None or value == other:
-            continue
-        if key == "mixed_precision":
-            return f"it was made with mixed_precision {other}, not {value}"
-        if key == "start":
-            return "it started from another fine-tuned model"
-        names = [name for name in value if value[name] != (other or {}).get(name)]
-        if key == "model":  # files of data that are gone cannot be compared
-            names += [name for name in other or {} if name not in value]
-        if names:
-            listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
-            return f"it was made from {INPUTS[key]}: {listed}"
-    return ""
 
 
 def _difference(key: str, found: object, wanted: object) -> str:

@@ -1,4 +1,4 @@
-"""How fine-tuning was started: the processes of one launch, and the check that they are one."""
+"""How a run was started: the processes of one launch, and the check that they are one."""
 
 import gc
 import os
@@ -10,20 +10,22 @@ from accelerate import PartialState
 
 from common.allocator import keep_freed_memory
 from common.config.yaml_config import ConfigurationError
-from finetune_glue.configuration import GlueConfig
 
 
-def start_processes(config: GlueConfig) -> bool:
+def start_processes(side_by_side: int) -> bool:
     """Join the processes of the launch; whether this is the main one.
+
+    Args:
+        side_by_side: processes that are to run cells each for itself, which those of a launch do not.
 
     Raises:
         ConfigurationError: where accelerate did not start what the launcher asks for.
     """
     set_up_process()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size > 1 and config.side_by_side > 1:
+    if world_size > 1 and side_by_side > 1:
         raise ConfigurationError(
-            f"side_by_side is {config.side_by_side}, but {world_size} processes train each cell together: leave one "
+            f"side_by_side is {side_by_side}, but {world_size} processes train each cell together: leave one "
             "of them out."
         )
     if not torch.cuda.is_available() and world_size > 1:

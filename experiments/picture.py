@@ -8,8 +8,8 @@ import numpy as np
 
 from common.files import written_whole
 from experiments.results import Group, Results
-from experiments.tables import metric_name, parts_of, split_name
-from finetune_glue.data.tasks import GLUE, Task
+from experiments.tables import metric_name, parts_of
+from experiments.tasks import ScoredTask
 
 
 matplotlib.use("Agg")
@@ -33,7 +33,7 @@ class Column:
 
 @matplotlib.rc_context({"text.parse_math": False})  # a `$` in a name is a dollar
 def draw_results(results: Results, output: Path) -> Path:
-    """Draw a panel for each task, and one for the average of several tasks of GLUE, into a PNG.
+    """Draw a panel for each task, and one for the average of several tasks of the suite, into a PNG.
 
     A point is one seed, a line with its figure the median. Panels have scales of their own.
     """
@@ -43,7 +43,7 @@ def draw_results(results: Results, output: Path) -> Path:
     panels = [
         (_title(task), [_column(results.best(model, task)) for model in results.models]) for task in results.tasks
     ]
-    if sum(task.name in GLUE for task in results.tasks) > 1:
+    if sum(task.name in results.suite.names for task in results.tasks) > 1:
         panels.append((_average_title(results), [_average_column(results, model) for model in results.models]))
     rows = max(1, round((len(panels) / 2) ** 0.5))
     columns = max(1, -(-len(panels) // rows))
@@ -117,9 +117,9 @@ def _style(number: int) -> dict:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5.5}
 
 
-def _title(task: Task) -> str:
+def _title(task: ScoredTask) -> str:
     metrics = list(dict.fromkeys(metric_name(metric) for _, metric in parts_of(task)))
-    splits = [split_name(split) for split in task.validation_splits] if len(task.validation_splits) > 1 else []
+    splits = [task.split_title(split) for split in task.validation_splits] if len(task.validation_splits) > 1 else []
     of_splits = f", mean of {' and '.join(splits)}" if splits else ""
     return f"{task.title}\n{'mean of ' if len(metrics) > 1 else ''}{' and '.join(metrics)}{of_splits}"
 
@@ -128,18 +128,16 @@ def _average_title(results: Results) -> str:
     averages = [results.average(model) for model in results.models]
     counts = sorted({len(average.tasks) for average in averages if average})
     over = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))
-    return (
-        f"GLUE average\nof all {over} tasks"
-        if counts == [len(GLUE)]
-        else f"GLUE average\nof {over} of its {len(GLUE)} tasks"
-    )
+    count = len(results.suite.tasks)
+    tasks = f"all {over} tasks" if counts == [count] else f"{over} of its {count} tasks"
+    return f"{results.suite.title} average\nof {tasks}"
 
 
 def _column(group: Group | None) -> Column:
-    if group is None or group.glue_score is None:
+    if group is None or group.average_score is None:
         return Column([], None, "failed" if group and group.failed else "not run")
-    values = [100 * run.glue_score(group.task) for run in group.finished]
-    return Column(values, 100 * group.glue_score.median)
+    values = [100 * run.average_score(group.task) for run in group.finished]
+    return Column(values, 100 * group.average_score.median)
 
 
 def _average_column(results: Results, model: str) -> Column:

@@ -16,7 +16,8 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from common.errors import UserError
 from common.files import write_json
 from common.hub import blob_id, client_with_timeouts, first_line, may_pass
-from experiments.results import MODEL, Results
+from experiments.cell_folder import MODEL
+from experiments.results import Results
 
 
 CARD = constants.REPOCARD_NAME

@@ -1,11 +1,12 @@
 """The results of a run as tables: Markdown and CSV to keep, and plain text for the terminal. Scores are times 100."""
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from experiments.results import Average, Group, Results, Run, Statistics
-from finetune_glue.data.tasks import GLUE, TASKS, Task
+from common import tables
+from common.tables import NONE, markdown_table, shortened
+from experiments.results import Group, Results, Run
+from experiments.statistics import Average, Statistics
+from experiments.tasks import ScoredTask
 
 
 # How papers write the metrics, in the order in which they give two of them.
@@ -16,7 +17,6 @@ METRIC_NAMES = {
     "pearson": "Pearson",
     "spearman": "Spearman",
 }
-SPLIT_NAMES = {"validation_matched": "m", "validation_mismatched": "mm"}
 # What is shown of the hyper-parameters beside a result; results.json has all of them.
 SHOWN_HYPERPARAMETERS = {
     "learning_rate": "learning rate",
@@ -26,10 +26,7 @@ SHOWN_HYPERPARAMETERS = {
     "warmup_steps": "warm-up",
     "weight_decay": "weight decay",
 }
-AVERAGES = {"GLUE": (), "GLUE without WNLI": ("wnli",)}
 WIDTH = 120  # columns of a terminal
-MESSAGE_CHARACTERS = 300
-NONE = "-"
 
 
 def markdown(results: Results) -> str:
@@ -61,9 +58,7 @@ def csv_text(results: Results) -> str:
             header += [f"{_column_name(task, split, metric)} {what}" for what in ("median", "std", "n")]
     averages = _shown_averages(results)
     header += [f"{name} average {what}" for name in averages for what in ("value", "std", "n", "tasks")]
-    output = io.StringIO()
-    writer = csv.writer(output, lineterminator="\n")
-    writer.writerow(header)
+    rows = [header]
     for model in results.models:
         row = [model]
         for task, split, metric in columns:
@@ -78,8 +73,8 @@ def csv_text(results: Results) -> str:
             spread = average.over_seeds
             row += [_number(average.value), _number(spread.std if spread else None)]
             row += [str(len(average.by_seed)), str(len(average.tasks))]
-        writer.writerow(row)
-    return output.getvalue()
+        rows.append(row)
+    return tables.csv_text(rows)
 
 
 def terminal_table(results: Results) -> str:
@@ -105,7 +100,7 @@ def terminal_table(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def parts_of(task: Task) -> list[tuple[str, str]]:
+def parts_of(task: ScoredTask) -> list[tuple[str, str]]:
     """The splits and metrics that a task is reported by, in the order of papers."""
     order = [*METRIC_NAMES, *task.metrics]
     return [(split, metric) for split in task.validation_splits for metric in sorted(task.metrics, key=order.index)]
@@ -113,10 +108,6 @@ def parts_of(task: Task) -> list[tuple[str, str]]:
 
 def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric.replace("_", " "))
-
-
-def split_name(split: str) -> str:
-    return SPLIT_NAMES.get(split, split)
 
 
 def written(value: Statistics | None) -> str:
@@ -140,17 +131,18 @@ def written_group(group: Group | None) -> str:
 
 
 def average_notes(results: Results) -> list[str]:
-    """Over which tasks an average is, where it is not over all nine."""
+    """Over which tasks an average is, where it is not over all of the suite."""
+    titles = {task.name: task.title for task in results.suite.tasks}
     notes: dict[tuple[str, ...], list[str]] = {}
     if _shown_averages(results):
         for model in results.models:
             average = results.average(model)
-            if average and len(average.tasks) < len(GLUE):
+            if average and len(average.tasks) < len(titles):
                 notes.setdefault(average.tasks, []).append(model)
     texts = []
     for tasks, models in notes.items():
-        missing = [TASKS[name].title for name in GLUE if name not in tasks]
-        over = ", ".join(TASKS[name].title for name in tasks)
+        missing = [title for name, title in titles.items() if name not in tasks]
+        over = ", ".join(titles[name] for name in tasks)
         verb = "is" if len(missing) == 1 else "are"
         texts.append(f"The average of {', '.join(models)} is over {over} alone; {', '.join(missing)} {verb} missing.")
     return texts
@@ -161,7 +153,7 @@ def failures(results: Results) -> list[str]:
     lines = []
     for group in results.groups:
         place = f"{group.task.title}, {group.model}, {group.setting}"
-        lines += [f"{place}, seed {run.seed}: {_shortened(run.error or '')} ({run.folder})" for run in group.failed]
+        lines += [f"{place}, seed {run.seed}: {shortened(run.error or '')} ({run.folder})" for run in group.failed]
         if group.missing:
             lines.append(f"{place}: not run yet, or not to the end: seed {_listed(group.missing)}")
     return lines
@@ -171,25 +163,14 @@ def has_grid(results: Results) -> bool:
     return any(len(results.of(model, task)) > 1 for model in results.models for task in results.tasks)
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up, the first to the left, the others to the right."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in cells
-    ]
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
 def _main_table(results: Results) -> tuple[list[str], list[list[str]]]:
     averages = _shown_averages(results)
-    of_glue = [task for task in results.tasks if task.name in GLUE]
-    own = [task for task in results.tasks if task.name not in GLUE]
-    header = ["model", *map(_heading, of_glue), *averages, *map(_heading, own)]
+    of_suite = [task for task in results.tasks if task.name in results.suite.names]
+    own = [task for task in results.tasks if task.name not in results.suite.names]
+    header = ["model", *map(_heading, of_suite), *averages, *map(_heading, own)]
     rows = []
     for model in results.models:
-        row = [model, *(written_group(results.best(model, task)) for task in of_glue)]
+        row = [model, *(written_group(results.best(model, task)) for task in of_suite)]
         row += [_written_average(results.average(model, without)) for without in averages.values()]
         rows.append(row + [written_group(results.best(model, task)) for task in own])
     return header, rows
@@ -222,24 +203,24 @@ def _grid_table(results: Results) -> tuple[list[str], list[list[str]]]:
     return ["task", "model", "setting", "score", "seeds", ""], rows
 
 
-def _heading(task: Task) -> str:
+def _heading(task: ScoredTask) -> str:
     """'MRPC F1/acc', 'MNLI m/mm acc'."""
     splits = task.validation_splits if len(task.validation_splits) > 1 else ()
     metrics = [metric_name(metric) for split, metric in parts_of(task) if split == task.validation_splits[0]]
-    return " ".join(filter(None, [task.title, "/".join(map(split_name, splits)), "/".join(metrics)]))
+    return " ".join(filter(None, [task.title, "/".join(map(task.split_title, splits)), "/".join(metrics)]))
 
 
-def _column_name(task: Task, split: str, metric: str) -> str:
-    split = split_name(split) if len(task.validation_splits) > 1 else ""
+def _column_name(task: ScoredTask, split: str, metric: str) -> str:
+    split = task.split_title(split) if len(task.validation_splits) > 1 else ""
     return " ".join(filter(None, [task.title, split, metric_name(metric)]))
 
 
 def _shown_averages(results: Results) -> dict[str, tuple[str, ...]]:
-    """The averages that say something: of several tasks, and the one without WNLI where WNLI is there."""
-    names = [task.name for task in results.tasks if task.name in GLUE]
+    """The averages that say something: of several tasks, and those without a task where that task is there."""
+    names = [task.name for task in results.tasks if task.name in results.suite.names]
     if len(names) < 2:
         return {}
-    return {key: without for key, without in AVERAGES.items() if all(name in names for name in without)}
+    return {key: without for key, without in results.suite.averages.items() if all(name in names for name in without)}
 
 
 def _written_average(average: Average | None) -> str:
@@ -265,11 +246,6 @@ def _blocks(columns: list[list[str]]) -> Iterable[list[list[str]]]:
 def _ended(text: str, width: int) -> str:
     """The end of a name that is too long, which tells it from others more often than its beginning."""
     return text if len(text) <= width else "…" + text[1 - width :]
-
-
-def _shortened(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= MESSAGE_CHARACTERS else text[:MESSAGE_CHARACTERS] + " ..."
 
 
 def _listed(runs: Iterable[Run]) -> str:

@@ -1,17 +1,16 @@
 """The configuration of fine-tuning: a YAML file, with `--key value` overrides."""
 
 import dataclasses
-from pathlib import Path
 
 from common.config.yaml_config import ConfigurationError, read_configuration, suggest
-from finetune_glue.data.tasks import GLUE, TASKS, Task, find_tasks
+from finetune_glue.data.description import find_tasks
+from finetune_glue.data.tasks import GLUE, TASKS, Task
+from finetune_glue.training.model_names import LONGEST_NAME, named_models
 from finetune_glue.training.settings import Hyperparameters, settings
 
 
 SAVE_MODELS = ("best", "all", "none")
 MOST_SEEDS, MOST_SIDE_BY_SIDE = 1000, 1000
-LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, and endings are added
-UNTRAINED = "untrained:"  # before a model: fresh weights in its place
 TRANSFER_FROM = "mnli"
 TRANSFER_TO = ("rte", "mrpc", "stsb")
 
@@ -84,24 +83,7 @@ class GlueConfig:
 
     def models(self) -> dict[str, str]:
         """Folder or id of each model by its name."""
-        entries = self.model if isinstance(self.model, list) else [self.model]
-        if not entries:
-            raise ConfigurationError("model: name one, a folder or an id of the Hub (--model runs/demo/model).")
-        models: dict[str, str] = {}
-        for entry in map(str, entries):
-            name, equals, source = entry.partition("=")
-            if not equals or "/" in name:
-                name, source = _short_name(entry), entry
-            if not source or not name:
-                raise ConfigurationError(f"model: {entry!r} names no model.")
-            if name in (".", "..") or len(name.encode()) > LONGEST_NAME:
-                raise ConfigurationError(f"model: {name} cannot be the name of a folder: name it with NAME=MODEL.")
-            if name in models:
-                raise ConfigurationError(
-                    f"model: {models[name]} and {source} would both be called {name}: name them with NAME=MODEL."
-                )
-            models[name] = source
-        return models
+        return named_models(self.model if isinstance(self.model, list) else [self.model])
 
     def validate(self):
         """Raise a `ConfigurationError` that names the key where a value makes no sense."""
@@ -159,14 +141,3 @@ def load_config(arguments: list[str], about: str = "") -> GlueConfig:
     config = read_configuration(GlueConfig, arguments, {"hyperparameters": Hyperparameters, "grid": None}, about)
     config.validate()
     return config
-
-
-def _short_name(source: str) -> str:
-    """The last part of a path or id; the folder above it where it is just called `model`."""
-    untrained = source.startswith(UNTRAINED)
-    source, _, revision = source.removeprefix(UNTRAINED).partition("@")
-    parts = [part for part in Path(source).parts if part not in ("/", ".", "..")]
-    if len(parts) > 1 and parts[-1] == "model":
-        parts = parts[:-1]
-    name = parts[-1] if parts else ""
-    return f"{'untrained-' if untrained else ''}{name}{f'@{revision}' if revision else ''}".replace("/", "-")

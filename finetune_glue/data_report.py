@@ -21,11 +21,12 @@ from common.errors import UserError, report_user_errors, say
 from common.files import is_file, is_folder
 from common.signs_of_life import to_stderr
 from experiments.progress import Progress
+from finetune_glue.data.description import find_tasks, read_task
 from finetune_glue.data.glue_files import read_glue_file, task_of_file
 from finetune_glue.data.rows import to_dataset
 from finetune_glue.data.table_files import FORMATS, read_table
 from finetune_glue.data.task_data import HUB, load_task
-from finetune_glue.data.tasks import Task, find_tasks, read_task
+from finetune_glue.data.tasks import Task
 
 
 DESCRIPTIONS = Path(__file__).resolve().parent.parent / "configs" / "tasks"

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.config.yaml_config import ConfigurationError, convert, suggest
+from experiments.cell_folder import DEFAULT
 
 
 SCHEDULES = ("linear", "cosine", "polynomial", "constant", "constant_with_warmup")
-DEFAULT = "default"  # name of the only setting
 
 
 @dataclasses.dataclass(frozen=True)

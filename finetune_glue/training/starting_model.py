@@ -25,9 +25,9 @@ from common.architectures import NO_LIMIT, describe_mismatch, fixed_length, loca
 from common.contents import commit_of, digest_of_files
 from common.errors import UserError
 from common.files import is_folder
-from finetune_glue.configuration import UNTRAINED
 from finetune_glue.data.tasks import Task
 from finetune_glue.training.batches import Collator
+from finetune_glue.training.model_names import UNTRAINED
 
 
 WEIGHTS = (".safetensors", ".bin")  # suffixes

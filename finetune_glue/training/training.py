@@ -14,16 +14,18 @@ from common.contents import digest_of_files
 from common.errors import UserError
 from common.files import remove_folder, write_folder, write_text
 from common.hardware import describe_hardware
-from experiments.cells import Cell, difference
+from experiments.cell_folder import MODEL, PREDICTIONS
+from experiments.cells import Cell
+from experiments.made_from import difference
 from experiments.progress import ignore
-from experiments.results import MODEL, PREDICTIONS
-from finetune_glue.configuration import UNTRAINED
 from finetune_glue.data.encoding import EncodedRows, encode
 from finetune_glue.data.task_data import TaskData
 from finetune_glue.data.tasks import Task
 from finetune_glue.training.batches import padding_share
 from finetune_glue.training.cell_trainer import CellTrainer, Log, Steps
 from finetune_glue.training.metrics import check_metrics, evaluate, is_constant, predicted, score
+from finetune_glue.training.model_names import UNTRAINED
+from finetune_glue.training.settings import Hyperparameters
 from finetune_glue.training.starting_model import StartingModel, load_starting_model, loaded_content
 
 
@@ -47,7 +49,7 @@ class Split:
 
 
 def run_cell(
-    cell: Cell,
+    cell: Cell[Task, Hyperparameters],
     data: TaskData,
     *,
     diagnostics: Sequence[TaskData] = (),
@@ -131,7 +133,7 @@ def run_cell(
 
 
 def encode_splits(
-    cell: Cell,
+    cell: Cell[Task, Hyperparameters],
     start: StartingModel,
     all_data: Sequence[TaskData],
     on_progress: Callable[[str, int, int], object] = ignore,
@@ -171,7 +173,7 @@ def write_predictions(path: Path, task: Task, index: Sequence[int], logits: np.n
 
 
 def _result(
-    cell: Cell,
+    cell: Cell[Task, Hyperparameters],
     data: TaskData,
     start: StartingModel,
     splits: dict[str, Split],
@@ -223,7 +225,7 @@ def _result(
     }
 
 
-def _slow_warmup(cell: Cell, steps: int) -> list[str]:
+def _slow_warmup(cell: Cell[Task, Hyperparameters], steps: int) -> list[str]:
     """A note where the training ends before its warm-up does."""
     warmup, rate = cell.hyperparameters.warmup_steps, cell.hyperparameters.learning_rate
     if warmup <= steps or cell.hyperparameters.lr_scheduler_type == "constant":
@@ -233,7 +235,7 @@ def _slow_warmup(cell: Cell, steps: int) -> list[str]:
     ]
 
 
-def _max_length(cell: Cell, start: StartingModel) -> int:
+def _max_length(cell: Cell[Task, Hyperparameters], start: StartingModel) -> int:
     return min(cell.hyperparameters.max_length, start.max_length or cell.hyperparameters.max_length)
 
 
