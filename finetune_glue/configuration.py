@@ -1,7 +1,10 @@
 """The configuration of fine-tuning: a YAML file, with `--key value` overrides."""
 
 import dataclasses
+import math
+from typing import Annotated
 
+from common.config.ranges import Range, out_of_range
 from common.config.yaml_config import ConfigurationError, read_configuration, suggest
 from finetune_glue.data.description import find_tasks
 from finetune_glue.data.tasks import GLUE, TASKS, Task
@@ -10,7 +13,6 @@ from finetune_glue.training.settings import Hyperparameters, settings
 
 
 SAVE_MODELS = ("best", "all", "none")
-MOST_SEEDS, MOST_SIDE_BY_SIDE = 1000, 1000
 TRANSFER_FROM = "mnli"
 TRANSFER_TO = ("rte", "mrpc", "stsb")
 
@@ -40,15 +42,15 @@ class GlueConfig:
     """Hyper-parameters of single tasks, by the task's name."""
     grid: dict = dataclasses.field(default_factory=dict)
     """Lists of values of some hyper-parameters, also as --grid.KEY; each combination is run."""
-    seeds: int = 5
+    seeds: Annotated[int, Range(1, 1000)] = 5
     """Each combination is run with the seeds 1 to this number."""
     transfer: bool = False
     """Start RTE, MRPC and STS-B from the best model of MNLI instead of the pretrained one."""
 
     # On what machine
-    side_by_side: int = 1
+    side_by_side: Annotated[int, Range(1, 1000)] = 1
     """Cells that run at once, each on a device of its own where there are several."""
-    per_device_train_batch_size: int | None = None
+    per_device_train_batch_size: Annotated[int | None, Range(1, math.inf)] = None
     """Rows that a device takes at once at most; null: all its share."""
     mixed_precision: str | None = None
     """bf16 or no; null: as the launcher says."""
@@ -87,14 +89,10 @@ class GlueConfig:
 
     def validate(self):
         """Raise a `ConfigurationError` that names the key where a value makes no sense."""
-        self._require("seeds", self.seeds >= 1, "must be at least 1")
-        self._require("side_by_side", self.side_by_side >= 1, "must be at least 1")
-        for key, most in (("seeds", MOST_SEEDS), ("side_by_side", MOST_SIDE_BY_SIDE)):
-            self._require(key, getattr(self, key) <= most, f"must be at most {most:,}")
+        if (wrong := out_of_range(self)) is not None:
+            self._require(wrong[0], False, wrong[1])
         self._require("save_models", self.save_models in SAVE_MODELS, f"must be one of {', '.join(SAVE_MODELS)}")
         self._require("mixed_precision", self.mixed_precision in (None, "bf16", "no"), "must be bf16, no or null")
-        limit = self.per_device_train_batch_size
-        self._require("per_device_train_batch_size", limit is None or limit >= 1, "must be at least 1, or null")
         tasks = self.task_list()
         self.models()
         for name, values in self.per_task.items():

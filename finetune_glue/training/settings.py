@@ -5,12 +5,18 @@ import itertools
 import math
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
+from common.config.ranges import Range, out_of_range
 from common.config.yaml_config import ConfigurationError, convert, suggest
 from experiments.cell_folder import DEFAULT
 
 
+AtLeastOne = Annotated[int, Range(1, math.inf)]
+AtLeastOneOrNone = Annotated[int | None, Range(1, math.inf)]
+Positive = Annotated[float, Range(0, math.inf, above=True, below=True)]
+NotNegative = Annotated[float, Range(0, math.inf, below=True)]
+Decay = Annotated[float, Range(0, 1, below=True)]
 SCHEDULES = ("linear", "cosine", "polynomial", "constant", "constant_with_warmup")
 
 
@@ -18,38 +24,38 @@ SCHEDULES = ("linear", "cosine", "polynomial", "constant", "constant_with_warmup
 class Hyperparameters:
     """How a model is fine-tuned on a task. Names are those of `transformers.TrainingArguments` where it has them."""
 
-    learning_rate: float = 2e-5
+    learning_rate: Positive = 2e-5
     """Learning rate at the end of the warm-up."""
-    batch_size: int = 32
+    batch_size: AtLeastOne = 32
     """Rows of one optimiser step, over all processes."""
-    num_train_epochs: float = 10.0
+    num_train_epochs: Positive = 10.0
     """Passes over the training rows."""
-    max_steps: int | None = None
+    max_steps: AtLeastOneOrNone = None
     """Length of the training in steps, instead of the epochs."""
-    warmup_steps: float = 0.06
+    warmup_steps: NotNegative = 0.06
     """Steps over which the learning rate rises; below 1: a share of all steps."""
     lr_scheduler_type: str = "linear"
     """Schedule after the warm-up: linear, cosine, polynomial, constant or constant_with_warmup."""
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     """Decoupled weight decay; biases and norms have none."""
-    adam_beta1: float = 0.9
+    adam_beta1: Decay = 0.9
     """Decay of the mean of the gradients."""
-    adam_beta2: float = 0.98
+    adam_beta2: Decay = 0.98
     """Decay of the mean of their squares."""
-    adam_epsilon: float = 1e-6
+    adam_epsilon: Positive = 1e-6
     """Added to the divisor of a step."""
-    max_grad_norm: float = 0.0
+    max_grad_norm: NotNegative = 0.0
     """Norm that gradients are clipped to; 0: they are not."""
-    max_length: int = 512
+    max_length: Annotated[int, Range(8, math.inf)] = 512
     """Tokens of a row; the rest is cut off."""
     model: dict = dataclasses.field(default_factory=dict)
     """Fields of the model's configuration: dropouts, classifier_pooling and the like. What an architecture does not
     have is left out, which is said."""
-    evaluations_per_epoch: int = 1
+    evaluations_per_epoch: AtLeastOne = 1
     """Evaluations on the first validation split in each epoch."""
     load_best_model_at_end: bool = True
     """Take the weights of the evaluation with the best score; else those of the last step."""
-    early_stopping_patience: int | None = None
+    early_stopping_patience: AtLeastOneOrNone = None
     """Evaluations without a better score after which training ends; null: none."""
     group_by_length: bool = True
     """Put rows of like length into a batch."""
@@ -65,19 +71,10 @@ class Hyperparameters:
             if not fulfilled:
                 raise ConfigurationError(f"{place}: {key} is {getattr(self, key)!r}: it {message}.")
 
-        for key in ("learning_rate", "num_train_epochs", "adam_epsilon"):
-            require(key, 0 < getattr(self, key) < math.inf, "must be above 0")
-        for key in ("batch_size", "evaluations_per_epoch"):
-            require(key, getattr(self, key) >= 1, "must be at least 1")
-        for key in ("max_steps", "early_stopping_patience"):
-            require(key, getattr(self, key) is None or getattr(self, key) >= 1, "must be at least 1, or null")
-        for key in ("warmup_steps", "weight_decay", "max_grad_norm"):
-            require(key, 0 <= getattr(self, key) < math.inf, "must not be negative")
+        if (wrong := out_of_range(self)) is not None:
+            require(wrong[0], False, wrong[1])
         require("warmup_steps", self.warmup_steps < 1 or self.warmup_steps.is_integer(), "must be whole, or below 1")
-        for key in ("adam_beta1", "adam_beta2"):
-            require(key, 0 <= getattr(self, key) < 1, "must be at least 0 and below 1")
         require("model", all(isinstance(field, str) for field in self.model), "must map names of fields to values")
-        require("max_length", self.max_length >= 8, "must be at least 8")
         require("lr_scheduler_type", self.lr_scheduler_type in SCHEDULES, f"must be one of {', '.join(SCHEDULES)}")
         require(
             "early_stopping_patience",
