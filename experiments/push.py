@@ -9,18 +9,27 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub import HfApi, constants, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx, validate_repo_id
 
 from common.errors import UserError
 from common.files import write_json
-from common.hub import blob_id, client_with_timeouts, first_line, may_pass
+from common.hub import (
+    CARD,
+    blob_id,
+    check_token,
+    client_with_timeouts,
+    commit_files,
+    files_of,
+    first_line,
+    is_card_edited,
+    may_pass,
+)
 from experiments.cell_folder import MODEL
 from experiments.results import Results
 
 
-CARD = constants.REPOCARD_NAME
 RECORD = "pushed.json"  # in the run's folder: git's id of the card that was written last into each repository
 WAITS = (2.0, 10.0)  # seconds before the second and the third attempt
 
@@ -37,9 +46,9 @@ def check_push(push_to_hub: str):
         raise UserError(f"push_to_hub is {push_to_hub!r}: it must be NAMESPACE or NAMESPACE/PREFIX.") from error
     set_client_factory(client_with_timeouts)
     try:
-        HfApi().whoami()
-    except LocalTokenNotFoundError as error:
-        raise UserError("push_to_hub: there is no token. Log in with `hf auth login`, or set HF_TOKEN.") from error
+        check_token(HfApi())
+    except UserError:
+        raise
     except Exception as error:
         if isinstance(error, HfHubHTTPError) and not may_pass(error):
             raise UserError(f"push_to_hub: the Hub refuses the token: {first_line(error)}") from error
@@ -141,14 +150,12 @@ class _Uploader:
             if there.keys() - {".gitattributes"}:
                 raise UserError("it holds what this run has not written: name another PREFIX, or delete it there")
             self._write_down(id, None)
-        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        files = files_of(folder)
         card = blob_id(files[CARD]) if CARD in files else None
-        if there.get(CARD) not in (None, self.cards[id], card):
+        if is_card_edited(there.get(CARD), self.cards[id], card):
             print(f"Hub: the model card of {id} was edited there and stays as it is", flush=True)
             files.pop(CARD, None)
-        # Not `upload_folder`, which may make several commits. What is there already makes no new one.
-        additions = [CommitOperationAdd(place, path) for place, path in sorted(files.items())]
-        self.api.create_commit(id, additions, commit_message=f"Fine-tuned model ({folder.parent.name})")
+        commit_files(self.api, id, files, f"Fine-tuned model ({folder.parent.name})")
         if CARD in files:
             self._write_down(id, card)
 
