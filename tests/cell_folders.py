@@ -14,7 +14,7 @@ from transformers import (
 )
 
 import modeling_luna  # noqa: F401 - makes the Auto classes know Luna
-from experiments.results import write_result
+from experiments.cell_folder import write_result
 from finetune_glue.data.tasks import TASKS, Task
 
 

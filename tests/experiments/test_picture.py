@@ -9,7 +9,7 @@ from matplotlib import pyplot
 
 from experiments.picture import draw_results
 from experiments.results import read_results
-from finetune_glue.data.tasks import GLUE, TASKS
+from finetune_glue.data.tasks import GLUE, SUITE, TASKS
 
 
 matplotlib.use("Agg")
@@ -39,7 +39,7 @@ def write_run(folder: Path, models: list[str], tasks: list, seeds: int):
 def test_points_and_medians(tmp_path: Path, drawn: list):
     write_run(tmp_path, ["luna", "roberta"], ["cola", "mrpc", "mnli", own_task()], 3)
     write_error(tmp_path / "cells/roberta/rte/default/seed-1", "out of memory")
-    output = draw_results(read_results(tmp_path, [own_task()]), tmp_path / "results.png")
+    output = draw_results(read_results(tmp_path, SUITE, [own_task()]), tmp_path / "results.png")
     assert output.read_bytes().startswith(b"\x89PNG")
     (figure,) = drawn
     panels = {axes.get_title(): axes for axes in figure.axes}
@@ -63,13 +63,13 @@ def test_points_and_medians(tmp_path: Path, drawn: list):
 def test_dollars_in_names_are_no_formulas(tmp_path: Path, drawn: list):
     task = own_task(title=r"5$ or $\frac")
     write_run(tmp_path, [r"a$\frac$b"], [task], 1)
-    draw_results(read_results(tmp_path, [task]), tmp_path / "results.png")
+    draw_results(read_results(tmp_path, SUITE, [task]), tmp_path / "results.png")
     assert drawn[0].axes[0].get_title() == "5$ or $\\frac\nacc"
 
 
 def test_a_picture_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_run(tmp_path, ["luna"], ["cola"], 1)
-    output = draw_results(read_results(tmp_path), tmp_path / "results.png")
+    output = draw_results(read_results(tmp_path, SUITE), tmp_path / "results.png")
     before = output.read_bytes()
 
     def cut_short(figure, file, **options):
@@ -78,7 +78,7 @@ def test_a_picture_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", cut_short)
     with pytest.raises(OSError, match="disk full"):
-        draw_results(read_results(tmp_path), output)
+        draw_results(read_results(tmp_path, SUITE), output)
     assert output.read_bytes() == before and not list(tmp_path.glob("*.partial"))
 
 
@@ -86,7 +86,7 @@ def test_a_picture_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_no_texts_overlap(tmp_path: Path, drawn: list, models: int, tasks: int, seeds: int):
     names = [f"a-model-of-the-number-{number}" for number in range(models)]
     write_run(tmp_path, names, list(GLUE[:tasks]), seeds)
-    draw_results(read_results(tmp_path), tmp_path / "results.png")
+    draw_results(read_results(tmp_path, SUITE), tmp_path / "results.png")
     (figure,) = drawn
     assert len(figure.axes) == tasks + (tasks > 1)
     figure.draw_without_rendering()

@@ -3,17 +3,17 @@
 import gc
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_experiments import finish, planned
 
 from common import signs_of_life
-from experiments import scheduler
-from experiments.cells import Cell, plan_cells
+from experiments import worker
+from experiments.cells import Cell
 from experiments.progress import Progress
-from finetune_glue import data_report
-from finetune_glue.configuration import GlueConfig
-from finetune_glue.data.task_data import TaskData
+from experiments.scheduler import run_cells
 
 
 class Lines(list):
@@ -77,44 +77,22 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture):
 
 def test_cells_that_take_long_say_so(often, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     lines = Lines()
-    monkeypatch.setattr(scheduler.Worker, "say", lambda self, line: lines(line))
-    monkeypatch.setattr(scheduler, "WAIT", 0.001)
+    monkeypatch.setattr(worker.Worker, "say", lambda self, line: lines(line))
+    monkeypatch.setattr(worker, "WAIT", 0.001)
     monkeypatch.setattr(gc, "collect", lambda: None)
 
-    def load_task(task, source):
-        lines.wait_for("CoLA · a · seed 1: reading the data (")
-        return TaskData(task, {}, source)
-
-    def run_cell(cell: Cell, *_, on_progress, **__) -> dict:
+    def train(cell: Cell, init_from: Path | None, say: Callable, on_progress: Callable) -> dict:
         on_progress("evaluation", 1, 3)
         on_progress("evaluation", 2, 3)
         lines.wait_for(f"{cell}: evaluation: 2 of 3, ")
-        return cell.finish({"score": 0.5, "seconds": 1.0, "metrics": {}})
+        return finish(cell, 0.5)
 
-    monkeypatch.setattr(scheduler, "load_task", load_task)
-    monkeypatch.setattr(scheduler, "run_cell", run_cell)
-    config = GlueConfig(output_dir=str(tmp_path), model="a", tasks="cola", seeds=2)
-    cells = plan_cells(config)
+    cells = planned(tmp_path, ["cola"], ["a"])
     elsewhere = cells[1].take()
     assert elsewhere is not None
-    worker = threading.Thread(target=scheduler.run_cells, args=(config, cells))
-    worker.start()
+    thread = threading.Thread(target=run_cells, args=(cells, train))
+    thread.start()
     lines.wait_for("    waiting for other processes, which are to end CoLA · a · seed 2 first (")
     elsewhere.release()
-    worker.join(30)
+    thread.join(30)
     assert all(cell.result() is not None for cell in cells)
-
-
-def test_a_report_that_takes_long_says_so(often, tmp_path: Path, monkeypatch, capsys):
-    (tmp_path / "CoLA").mkdir()
-    (tmp_path / "CoLA/dev.tsv").write_text("gj04\t1\t\tA sentence.\n", encoding="utf-8")
-    lines, read = Lines(), data_report.read_glue_file
-    monkeypatch.setattr(data_report, "to_stderr", lines)
-
-    def slow(*arguments):
-        lines.wait_for(f"reading {tmp_path}/CoLA/dev.tsv (")
-        return read(*arguments)
-
-    monkeypatch.setattr(data_report, "read_glue_file", slow)
-    data_report.main([str(tmp_path)])
-    assert "CoLA/dev.tsv" in capsys.readouterr().out

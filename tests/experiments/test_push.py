@@ -13,7 +13,7 @@ from hub_stand_in import HubStandIn, hub_environment, hub_stand_in
 
 from experiments.push import push_models
 from experiments.results import read_results
-from finetune_glue.data.tasks import TASKS
+from finetune_glue.data.tasks import SUITE, TASKS
 
 
 ROOT = Path(__file__).parents[2]
@@ -22,13 +22,15 @@ PUSH = """
 import json, sys
 from pathlib import Path
 from experiments import push
-from finetune_glue.model_card import write_cards
+from experiments.report import write_cards
 from experiments.results import read_results
+from finetune_glue.data.tasks import SUITE
+from finetune_glue.model_card import model_card
 
 push.WAITS = (0.0, 0.0)
 run, push_to_hub = Path(sys.argv[1]), sys.argv[2]
-results = read_results(run)
-write_cards(results, push.repository_ids(results, push_to_hub))
+results = read_results(run, SUITE)
+write_cards(results, model_card, push.repository_ids(results, push_to_hub))
 failures = push.push_models(results, run, push_to_hub, private=True if "private" in sys.argv else None)
 print(json.dumps(failures))
 """
@@ -150,7 +152,7 @@ def test_hub_that_is_not_there_ends_nothing(hub: HubStandIn, run_folder: Path):
 @pytest.mark.parametrize("content", ['{"tester/lu', "[]"])
 def test_a_damaged_list_of_repositories_is_told(tmp_path: Path, content: str):
     (tmp_path / "pushed.json").write_text(content, encoding="utf-8")
-    (line,) = push_models(read_results(tmp_path), tmp_path, "tester/luna")
+    (line,) = push_models(read_results(tmp_path, SUITE), tmp_path, "tester/luna")
     assert line.startswith(f"nothing is on the Hub: {tmp_path / 'pushed.json'}, which lists the repositories")
 
 
@@ -181,11 +183,11 @@ def test_names_of_repositories(tmp_path: Path):
     from experiments.push import repository_ids
 
     write_cell(tmp_path, "rte", 1, {"accuracy": 0.5}, model="luna")
-    one = read_results(tmp_path)
+    one = read_results(tmp_path, SUITE)
     assert repository_ids(one, "me/luna-base") == {("luna", "rte"): "me/luna-base-rte"}
     assert repository_ids(one, "me") == {("luna", "rte"): "me/luna-rte"}
     write_cell(tmp_path, "rte", 1, {"accuracy": 0.5}, model="bert@v1 x")
-    two = read_results(tmp_path)
+    two = read_results(tmp_path, SUITE)
     assert sorted(repository_ids(two, "me/x").values()) == ["me/x-bert-v1-x-rte", "me/x-luna-rte"]
 
 

@@ -9,14 +9,15 @@ import pytest
 from cell_folders import own_task, write_cell, write_error
 
 from common.files import write_json
-from experiments.results import DamagedResult, read_result, read_results, write_result
-from finetune_glue.data.tasks import GLUE, TASKS
+from experiments.cell_folder import DamagedResult, read_result, write_result
+from experiments.results import read_results
+from finetune_glue.data.tasks import GLUE, SUITE, TASKS
 
 
 def test_median_mean_and_deviation_of_a_sample(tmp_path: Path):
     for seed, (accuracy, f1) in enumerate([(0.80, 0.90), (0.70, 0.86), (0.84, 0.88), (0.60, 0.70)], start=1):
         write_cell(tmp_path, "mrpc", seed, {"accuracy": accuracy, "f1": f1})
-    results = read_results(tmp_path)
+    results = read_results(tmp_path, SUITE)
     group = results.best("luna", TASKS["mrpc"])
     accuracy, score = group.metric("validation", "accuracy"), group.score
     assert (accuracy.median, accuracy.mean, accuracy.n) == (pytest.approx(0.75), pytest.approx(0.735), 4)
@@ -27,7 +28,7 @@ def test_median_mean_and_deviation_of_a_sample(tmp_path: Path):
 
 def test_a_single_seed_has_no_deviation(tmp_path: Path):
     write_cell(tmp_path, "rte", 1, {"accuracy": 0.6})
-    group = read_results(tmp_path).best("luna", TASKS["rte"])
+    group = read_results(tmp_path, SUITE).best("luna", TASKS["rte"])
     assert (group.score.median, group.score.std, group.score.n) == (0.6, None, 1)
 
 
@@ -38,11 +39,11 @@ def test_best_setting_has_the_highest_median_and_ties_go_to_the_first(tmp_path: 
         for seed, score in enumerate(of_seeds, start=1):
             planned.append(write_cell(tmp_path, "rte", seed, {"accuracy": score}, setting=setting))
     planned.append(tmp_path / "cells/luna/rte/d/seed-1")
-    results = read_results(tmp_path, planned=planned)
+    results = read_results(tmp_path, SUITE, planned=planned)
     assert [group.setting for group in results.of("luna", TASKS["rte"])] == ["b", "a", "c", "d"]
     best = results.best("luna", TASKS["rte"])
     assert (best.setting, best.best.seed) == ("a", 3)
-    assert read_results(tmp_path, planned=planned[::-1]).best("luna", TASKS["rte"]).setting == "c"
+    assert read_results(tmp_path, SUITE, planned=planned[::-1]).best("luna", TASKS["rte"]).setting == "c"
 
 
 def test_glue_average_is_the_mean_over_tasks_of_the_mean_of_their_metrics(tmp_path: Path):
@@ -58,7 +59,7 @@ def test_glue_average_is_the_mean_over_tasks_of_the_mean_of_their_metrics(tmp_pa
             write_cell(tmp_path, name, seed, metrics)
         matched, mismatched = {"accuracy": 0.7 + shift}, {"accuracy": 0.6 + shift}
         write_cell(tmp_path, "mnli", seed, {"validation_matched": matched, "validation_mismatched": mismatched})
-    results = read_results(tmp_path)
+    results = read_results(tmp_path, SUITE)
     tasks = [0.4, 0.9, 0.85, 0.65, 0.8, 0.65, 0.8, 0.6]
     average, without = results.average("luna"), results.average("luna", without=("wnli",))
     assert average.tasks == GLUE and average.value == pytest.approx((sum(tasks) + 0.5) / 9 + 0.01)
@@ -74,7 +75,7 @@ def test_average_over_some_tasks_names_them_and_takes_seeds_that_all_have(tmp_pa
         write_cell(tmp_path, "cola", seed, {"matthews_correlation": score})
     write_cell(tmp_path, "rte", 2, {"accuracy": 0.8})
     write_cell(tmp_path, own_task(), 2, {"accuracy": 0.1})
-    results = read_results(tmp_path, [own_task()])
+    results = read_results(tmp_path, SUITE, [own_task()])
     average = results.average("luna")
     assert (average.tasks, average.value) == (("cola", "rte"), pytest.approx(0.7))
     assert average.by_seed == {2: pytest.approx(0.75)}
@@ -90,7 +91,7 @@ def test_failed_and_missing_cells_are_counted(tmp_path: Path):
     write_error(planned[1], "an older attempt")  # has been mended since
     write_error(planned[2], "CUDA out of memory")
     write_cell(tmp_path, "rte", 4, {"accuracy": float("nan")})
-    results = read_results(tmp_path, planned=planned)
+    results = read_results(tmp_path, SUITE, planned=planned)
     (group,) = results.groups
     assert [run.seed for run in group.finished] == [1, 2] and [run.seed for run in group.missing] == [5]
     assert [(run.seed, run.error) for run in group.failed] == [
@@ -124,7 +125,7 @@ def test_damaged_result_counts_as_missing(
     (folder / "result.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DamagedResult, match=re.escape(message)):
         read_result(folder)
-    (group,) = read_results(tmp_path).groups
+    (group,) = read_results(tmp_path, SUITE).groups
     printed = capsys.readouterr().out
     assert message in printed and "counts as missing and is run again" in printed
     assert [run.seed for run in group.missing] == [1] and group.score is None and group.best is None
@@ -146,11 +147,11 @@ def test_a_result_that_was_edited_does_not_count(
     path = write_cell(tmp_path, "rte", 1, {"accuracy": 0.6}) / "result.json"
     content = json.loads(path.read_text(encoding="utf-8")) | change
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), encoding="utf-8")
-    (group,) = read_results(tmp_path).groups
+    (group,) = read_results(tmp_path, SUITE).groups
     assert [run.seed for run in group.missing] == [1] and group.score is None
     assert f"{path} {message}: its cell counts as missing and is run again" in capsys.readouterr().out
     write_result(path.parent, {key: value for key, value in content.items() if key != "xxh3"})
-    assert len(read_results(tmp_path).groups[0].finished) == 1
+    assert len(read_results(tmp_path, SUITE).groups[0].finished) == 1
 
 
 def test_order_of_models_and_tasks(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -159,7 +160,7 @@ def test_order_of_models_and_tasks(tmp_path: Path, capsys: pytest.CaptureFixture
             name = task if isinstance(task, str) else task.name
             write_cell(tmp_path, task, 1, {TASKS.get(name, own_task()).metrics[0]: 0.5}, model=model)
     planned = [tmp_path / "cells/b/cola/default/seed-1"]
-    results = read_results(tmp_path, [own_task("zeal"), own_task("aim")], planned)
+    results = read_results(tmp_path, SUITE, [own_task("zeal"), own_task("aim")], planned)
     assert results.models == ("b", "a")  # as planned, not by the alphabet
     assert [task.name for task in results.tasks] == ["cola", "wnli", "zeal", "aim"]
     assert "cells of unknown, which is none of the tasks of this call, are left out" in capsys.readouterr().out
@@ -169,7 +170,7 @@ def test_results_json_holds_all_of_it(tmp_path: Path):
     for seed, score in ((1, 0.5), (2, 0.7)):
         write_cell(tmp_path, "rte", seed, {"accuracy": score}, setting="small")
         write_cell(tmp_path, "rte", seed, {"accuracy": score - 0.1}, setting="large")
-    write_json(tmp_path / "results.json", read_results(tmp_path).to_json())
+    write_json(tmp_path / "results.json", read_results(tmp_path, SUITE).to_json())
     stored = json.loads((tmp_path / "results.json").read_text())
     by_setting = {entry["setting"]: entry for entry in stored["results"]}
     assert by_setting["small"]["best_setting"] and not by_setting["large"]["best_setting"]

@@ -1,4 +1,4 @@
-"""Scheduling: each cell once, whatever fails, is killed or runs beside; what a fine-tuning does is replaced here."""
+"""Scheduling: each cell once, whatever fails, is killed or runs beside; the trainings take no time."""
 
 import errno
 import gc
@@ -13,54 +13,44 @@ from pathlib import Path
 
 import pytest
 from cell_folders import edit_result
+from small_experiments import Values, finish, planned
 
 from common.config.yaml_config import ConfigurationError
 from common.errors import UserError
-from experiments import scheduler
-from experiments.cells import Cell, plan_cells
-from experiments.results import ERROR, MODEL, RESULT
-from experiments.scheduler import delete_unwanted_models, run_cells
-from finetune_glue.configuration import GlueConfig
-from finetune_glue.data.task_data import TaskData
+from experiments import worker
+from experiments.cell_folder import ERROR, MODEL, RESULT
+from experiments.cells import Cell
+from experiments.kept_models import delete_unwanted_models
+from experiments.planning import describe_plan
+from experiments.scheduler import run_cells
 
 
 SCORES = {1: 0.5, 2: 0.9, 3: 0.7}  # of the seeds
+GRID = {"learning_rate=1": Values(1.0), "learning_rate=2": Values(2.0)}
 
 
-def config(folder: Path, **changes) -> GlueConfig:
-    values = {"output_dir": str(folder), "model": ["a", "b"], "tasks": "cola,rte", "seeds": 2, "data": "x"}
-    return GlueConfig(**(values | changes))
+class Training:
+    """Finishes cells at once, and remembers which were run and where they started."""
 
+    def __init__(self):
+        self.calls: list[tuple] = []
 
-def finish(cell: Cell, **values):
-    """Write what a fine-tuning leaves."""
-    (cell.folder / MODEL).mkdir(parents=True)
-    score = SCORES[cell.seed] + 0.01 * (cell.setting == "learning_rate=2")
-    result = {"score": score, "seconds": 2.0, "metrics": {}} | values
-    cell.finish(result)
-    return result
+    def __call__(self, cell: Cell, init_from: Path | None, say: Callable, on_progress: Callable) -> dict:
+        self.calls.append((cell.task.name, cell.model, cell.setting, cell.seed, init_from))
+        return finish(cell, SCORES[cell.seed] + 0.01 * (cell.setting == "learning_rate=2"))
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """The cells that were run, and where they started."""
-    calls: list[tuple] = []
-
-    def run_cell(cell: Cell, data: TaskData, init_from: Path | None, **_) -> dict:
-        calls.append((cell.task.name, cell.model, cell.setting, cell.seed, init_from))
-        return finish(cell)
-
-    monkeypatch.setattr(scheduler, "run_cell", run_cell)
-    monkeypatch.setattr(scheduler, "load_task", lambda task, source: TaskData(task, {}, source))
-    monkeypatch.setattr(scheduler, "WAIT", 0.01)
+def train(monkeypatch: pytest.MonkeyPatch) -> Training:
+    monkeypatch.setattr(worker, "WAIT", 0.01)
     monkeypatch.setattr(gc, "collect", lambda: None)  # takes a second where so much is imported
-    return calls
+    return Training()
 
 
-def test_cells_are_run_seed_by_seed_and_once(ran: list, tmp_path: Path, capsys):
-    cells = plan_cells(config(tmp_path))
-    run_cells(config(tmp_path), cells)
-    assert [call[:2] + call[3:4] for call in ran] == [
+def test_cells_are_run_seed_by_seed_and_once(train: Training, tmp_path: Path, capsys):
+    cells = planned(tmp_path)
+    run_cells(cells, train)
+    assert [call[:2] + call[3:4] for call in train.calls] == [
         (task, model, seed) for seed in (1, 2) for task in ("cola", "rte") for model in "ab"
     ]
     assert [str(cell.folder.relative_to(tmp_path)) for cell in cells[:2]] == [
@@ -70,129 +60,101 @@ def test_cells_are_run_seed_by_seed_and_once(ran: list, tmp_path: Path, capsys):
     out = capsys.readouterr().out
     assert "cell 1 of 8: CoLA · a · seed 1\n    matthews correlation 50.0 in 2 s\n" in out
     assert "cell 8 of 8: RTE · b · seed 2 (about 2 s left)" in out
-    ran.clear()
-    run_cells(config(tmp_path), plan_cells(config(tmp_path)))
-    assert ran == []
+    train.calls.clear()
+    run_cells(planned(tmp_path), train)
+    assert train.calls == []
     assert capsys.readouterr().out == "8 of 8 cells are finished already\n"
-    run_cells(config(tmp_path, seeds=3), plan_cells(config(tmp_path, seeds=3)))
-    assert {call[3] for call in ran} == {3}
-
-
-def test_cells_share_what_is_tokenised(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    working, given = scheduler.run_cell, []
-    monkeypatch.setattr(
-        scheduler, "run_cell", lambda *all, **key: given.append(key["encoded"]) or working(*all, **key)
-    )
-    run_cells(config(tmp_path), plan_cells(config(tmp_path)))
-    assert len(given) == 8 and all(encoded is given[0] for encoded in given)
+    run_cells(planned(tmp_path, seeds=3), train)
+    assert {call[3] for call in train.calls} == {3}
 
 
 @pytest.mark.parametrize("error", [UserError("there is no such file"), RuntimeError("out of memory")])
 def test_failed_cell_does_not_end_the_others_and_is_run_again(
-    ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, error: Exception
+    train: Training, tmp_path: Path, capsys, error: Exception
 ):
-    working = scheduler.run_cell
-
-    def run_cell(cell: Cell, *arguments, **options) -> dict:
+    def failing(cell: Cell, *arguments) -> dict:
         if cell.task.name == "cola" and cell.model == "a":
             raise error
-        return working(cell, *arguments, **options)
+        return train(cell, *arguments)
 
-    monkeypatch.setattr(scheduler, "run_cell", run_cell)
-    cells = plan_cells(config(tmp_path))
-    run_cells(config(tmp_path), cells)
-    assert len(ran) == 6
+    cells = planned(tmp_path)
+    run_cells(cells, failing)
+    assert len(train.calls) == 6
     record = json.loads((cells[0].folder / ERROR).read_text(encoding="utf-8"))
     assert record["error"] == str(error) and type(error).__name__ in record["traceback"]
     assert f"failed: {error}\n    {cells[0].folder / ERROR} has the details" in capsys.readouterr().out
-    monkeypatch.setattr(scheduler, "run_cell", working)
-    run_cells(config(tmp_path), plan_cells(config(tmp_path)))
-    assert len(ran) == 8
+    run_cells(planned(tmp_path), train)
+    assert len(train.calls) == 8
     assert not list(tmp_path.rglob(ERROR))
 
 
-def test_a_full_disk_ends_the_run(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def run_cell(cell: Cell, *_, **__):
-        ran.append(cell)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def full_disk(cell: Cell, *_) -> dict:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(scheduler, "run_cell", run_cell)
-    cells = plan_cells(config(tmp_path))
+
+def test_a_full_disk_ends_the_run(train: Training, tmp_path: Path):
+    cells = planned(tmp_path)
     with pytest.raises(OSError, match="No space left"):
-        run_cells(config(tmp_path), cells)
-    assert len(ran) == 1 and (cells[0].folder / ERROR).exists()
-    with pytest.raises(SystemExit, match="2"), monkeypatch.context() as patch:
-        patch.setattr(scheduler, "_end_with_parent", lambda: None)
-        patch.setattr(signal, "signal", lambda *_: None)
-        scheduler._work(config(tmp_path), cells, time.time())
+        run_cells(cells, full_disk)
+    assert [(cell.folder / ERROR).exists() for cell in cells] == [True] + 7 * [False]
 
 
-def test_data_that_cannot_be_read_fail_their_cells_alone(ran: list, tmp_path: Path, monkeypatch, capsys):
-    def load(task, source):
-        if task.name == "cola":
-            raise UserError("CoLA/train.tsv, line 3: 2 columns")
-        return TaskData(task, {}, source, ("rte: 3 rows were left out",))
-
-    monkeypatch.setattr(scheduler, "load_task", load)
-    run_cells(config(tmp_path), plan_cells(config(tmp_path)))
-    assert len(ran) == 4
-    out = capsys.readouterr().out
-    assert out.count("failed: CoLA/train.tsv, line 3: 2 columns") == 4
-    assert out.count("rte: 3 rows were left out") == 1
+@pytest.mark.slow
+def test_a_full_disk_ends_processes_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture):
+    run_cells(planned(tmp_path), full_disk, side_by_side=2)
+    assert "2 of 2 processes ended early, with the exit codes [2, 2]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", ['{"score": 0.5, "met', "[]", ""])
-def test_damaged_result_is_said_once_and_its_cell_run_again(ran: list, tmp_path: Path, content: str, capsys):
-    cells = plan_cells(config(tmp_path))
-    run_cells(config(tmp_path), cells)
+def test_damaged_result_is_said_once_and_its_cell_run_again(train: Training, tmp_path: Path, content: str, capsys):
+    cells = planned(tmp_path)
+    run_cells(cells, train)
     (cells[3].folder / RESULT).write_text(content, encoding="utf-8")
-    ran.clear()
+    train.calls.clear()
     capsys.readouterr()
-    run_cells(config(tmp_path), cells)
-    assert [call[:2] for call in ran] == [("rte", "b")]
+    run_cells(cells, train)
+    assert [call[:2] for call in train.calls] == [("rte", "b")]
     assert str(cells[3].folder / RESULT) in capsys.readouterr().out
 
 
-def test_a_score_that_is_no_number_is_a_failure(ran: list, tmp_path: Path):
-    cells = plan_cells(config(tmp_path, seeds=3))
-    run_cells(config(tmp_path, seeds=3), cells)
+def test_a_score_that_is_no_number_is_a_failure(train: Training, tmp_path: Path):
+    cells = planned(tmp_path, seeds=3)
+    run_cells(cells, train)
     edit_result(cells[0].folder, score=float("nan"))
     assert cells[0].result() is None
-    delete_unwanted_models(config(tmp_path, seeds=3), cells)
-    ran.clear()
-    run_cells(config(tmp_path, seeds=3), cells)
-    assert [call[:2] for call in ran] == [("cola", "a")]
+    delete_unwanted_models(cells, "best")
+    train.calls.clear()
+    run_cells(cells, train)
+    assert [call[:2] for call in train.calls] == [("cola", "a")]
 
 
-def test_results_without_their_seconds(ran: list, tmp_path: Path):
-    cells = plan_cells(config(tmp_path))
-    run_cells(config(tmp_path), cells)
+def test_results_without_their_seconds(train: Training, tmp_path: Path):
+    cells = planned(tmp_path)
+    run_cells(cells, train)
     edit_result(cells[0].folder, seconds=...)
     shutil.rmtree(cells[1].folder)
-    run_cells(config(tmp_path), cells)
-    assert len(ran) == 9
+    run_cells(cells, train)
+    assert len(train.calls) == 9
 
 
-def test_result_of_a_hyper_parameter_that_is_none_today(ran: list, tmp_path: Path):
-    cells = plan_cells(config(tmp_path))
-    run_cells(config(tmp_path), cells)
+def test_result_of_a_hyper_parameter_that_is_none_today(train: Training, tmp_path: Path):
+    cells = planned(tmp_path)
+    run_cells(cells, train)
     edit_result(cells[0].folder, hyperparameters=cells[0].identity()["hyperparameters"] | {"layer_decay": 0.9})
     with pytest.raises(ConfigurationError, match="made with layer_decay 0.9, not None: name another"):
         cells[0].result()
 
 
-def test_result_of_other_hyper_parameters_is_not_taken_for_this_one(ran: list, tmp_path: Path):
-    run_cells(config(tmp_path), plan_cells(config(tmp_path)))
-    other = config(tmp_path, hyperparameters={"learning_rate": 1e-3})
+def test_result_of_other_hyper_parameters_is_not_taken_for_this_one(train: Training, tmp_path: Path):
+    run_cells(planned(tmp_path), train)
     with pytest.raises(ConfigurationError, match="made with learning_rate 2e-05, not 0.001: name another output_"):
-        run_cells(other, plan_cells(other))
+        run_cells(planned(tmp_path, settings={"default": Values(1e-3)}), train)
 
 
-def test_calls_side_by_side_share_the_cells(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_calls_side_by_side_share_the_cells(train: Training, tmp_path: Path):
     log = tmp_path / "log"
-    monkeypatch.setattr(scheduler, "run_cell", lambda cell, *_, **__: _logged(cell, log))
-    cells = plan_cells(config(tmp_path))
-    processes = [_fork(run_cells, config(tmp_path), cells) for _ in range(3)]
+    cells = planned(tmp_path)
+    processes = [_fork(run_cells, cells, lambda cell, *_: _logged(cell, log)) for _ in range(3)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
@@ -201,33 +163,28 @@ def test_calls_side_by_side_share_the_cells(ran: list, tmp_path: Path, monkeypat
     assert len({line.partition(":")[0] for line in lines}) > 1
 
 
-def test_killed_call_loses_one_cell(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    cells = plan_cells(config(tmp_path))
-    working = scheduler.run_cell
+def test_killed_call_loses_one_cell(train: Training, tmp_path: Path):
+    cells = planned(tmp_path)
 
-    def run_cell(cell: Cell, *arguments, **options) -> dict:
+    def killed(cell: Cell, *arguments) -> dict:
         if cell.folder == cells[2].folder:
             os.kill(os.getpid(), signal.SIGKILL)
-        return working(cell, *arguments, **options)
+        return train(cell, *arguments)
 
-    monkeypatch.setattr(scheduler, "run_cell", run_cell)
-    process = _fork(run_cells, config(tmp_path), cells)
+    process = _fork(run_cells, cells, killed)
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert [cell.result() is not None for cell in cells] == [True, True] + 6 * [False]
-    ran.clear()
-    monkeypatch.setattr(scheduler, "run_cell", working)
-    run_cells(config(tmp_path), cells)
-    assert len(ran) == 6 and all(cell.result() is not None for cell in cells)
+    run_cells(cells, train)
+    assert len(train.calls) == 6 and all(cell.result() is not None for cell in cells)
 
 
-def test_workers_end_with_the_call_that_is_killed(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_workers_end_with_the_call_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)  # spawned ones would not know `run_cell`
-    monkeypatch.setattr(scheduler, "run_cell", lambda cell, *_, **__: (os.write(writable, b"."), time.sleep(3)))
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)  # spawned ones would not have the pipe
     readable, writable = os.pipe()
-    cells = plan_cells(config(tmp_path))
-    process = _fork(run_cells, config(tmp_path, side_by_side=2), cells)
+    cells = planned(tmp_path)
+    process = _fork(run_cells, cells, lambda cell, *_: (os.write(writable, b"."), time.sleep(3)), 2)
     os.close(writable)
     with open(readable, "rb") as started:
         assert started.read(2) == b".."  # both are at work
@@ -246,41 +203,50 @@ def _logged(cell: Cell, log: Path) -> dict:
     with open(log, "a", encoding="utf-8") as file:
         file.write(f"{os.getpid()}:{cell.folder}\n")
     time.sleep(0.05)
-    return finish(cell)
+    return finish(cell, 0.5)
 
 
-def test_of_each_setting_one_model_stays_and_in_the_end_of_each_task(ran: list, tmp_path: Path):
-    grid = config(tmp_path, model="a", tasks="rte", seeds=3, grid={"learning_rate": [1.0, 2.0]})
-    cells = plan_cells(grid)
-    run_cells(grid, cells)
+def test_of_each_setting_one_model_stays_and_in_the_end_of_each_task(train: Training, tmp_path: Path):
+    cells = planned(tmp_path, tasks=["rte"], models=["a"], seeds=3, settings=GRID)
+    run_cells(cells, train)
     kept = [str(path.parent.relative_to(tmp_path / "cells/a/rte")) for path in sorted(tmp_path.rglob(MODEL))]
     assert kept == ["learning_rate=1/seed-2", "learning_rate=2/seed-2"]
-    delete_unwanted_models(grid, cells)
+    delete_unwanted_models(cells, "best")
     assert [path.parent.parent.name for path in tmp_path.rglob(MODEL)] == ["learning_rate=2"]
 
 
 @pytest.mark.parametrize(("save_models", "count"), [("all", 2), ("none", 0)])
-def test_all_models_stay_or_none(ran: list, tmp_path: Path, save_models: str, count: int):
-    kept = config(tmp_path, model="a", tasks="rte", save_models=save_models)
-    run_cells(kept, plan_cells(kept))
-    delete_unwanted_models(kept, plan_cells(kept))
+def test_all_models_stay_or_none(train: Training, tmp_path: Path, save_models: str, count: int):
+    cells = planned(tmp_path, tasks=["rte"], models=["a"])
+    run_cells(cells, train, save_models=save_models)
+    delete_unwanted_models(cells, save_models)
     assert len(list(tmp_path.rglob(MODEL))) == count
 
 
-def test_transfer_starts_from_the_best_model_of_mnli(ran: list, tmp_path: Path):
-    transfer = config(tmp_path, tasks="mnli,rte,cola", transfer=True, seeds=3)
-    run_cells(transfer, plan_cells(transfer))
-    assert [call[0] for call in ran[:6]] == ["mnli"] * 6
-    started = {(call[0], call[1]): call[4] for call in ran}
+def test_transfer_starts_from_the_best_model_of_mnli(train: Training, tmp_path: Path):
+    run_cells(planned(tmp_path, tasks=["mnli", "rte", "cola"], seeds=3, transfer={"rte": "mnli"}), train)
+    assert [call[0] for call in train.calls[:6]] == ["mnli"] * 6
+    started = {(call[0], call[1]): call[4] for call in train.calls}
     assert started["rte", "b"] == tmp_path / "cells/b/mnli/default/seed-2" / MODEL
     assert started["cola", "b"] is None and started["mnli", "a"] is None
 
 
-def test_transfer_without_a_model_of_mnli(ran: list, tmp_path: Path, monkeypatch, capsys):
-    def run_cell(cell: Cell, *_, **__) -> dict:
+def test_transfer_without_a_model_of_mnli(train: Training, tmp_path: Path, capsys: pytest.CaptureFixture):
+    def failing(cell: Cell, *_) -> dict:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(scheduler, "run_cell", run_cell)
-    transfer = config(tmp_path, model="a", tasks="mnli,rte", transfer=True, seeds=1)
-    run_cells(transfer, plan_cells(transfer))
+    run_cells(planned(tmp_path, tasks=["mnli", "rte"], models=["a"], seeds=1, transfer={"rte": "mnli"}), failing)
     assert "failed: there is no mnli model of a to start from: its cells have failed." in capsys.readouterr().out
+
+
+def test_the_plan_says_what_a_call_would_run_and_why(train: Training, tmp_path: Path):
+    cells = planned(tmp_path, models=["a"], seeds=2)
+    run_cells(cells[:3], train)
+    (cells[1].folder / RESULT).write_text("{", encoding="utf-8")
+    lines = describe_plan(cells).splitlines()
+    assert lines[2:4] == [
+        "| CoLA |     a | default |        2 |            - |",
+        "| RTE  |     a | default |        0 |         1, 2 |",
+    ]
+    assert lines[-2].startswith("RTE · a · seed 1: run again, since ") and "cut short or damaged" in lines[-2]
+    assert lines[-1] == "2 of 4 cells would be run; the data and models that they need were checked."

@@ -9,7 +9,7 @@ from cell_folders import HYPERPARAMETERS, own_task, write_cell, write_error
 
 from experiments.results import Results, read_results
 from experiments.tables import WIDTH, csv_text, markdown, terminal_table
-from finetune_glue.data.tasks import GLUE, TASKS
+from finetune_glue.data.tasks import GLUE, SUITE, TASKS
 
 
 def rows_of(text: str, first: str) -> list[list[str]]:
@@ -41,7 +41,7 @@ def results(tmp_path: Path) -> Results:
     write_error(tmp_path / "cells/luna/rte/default/seed-2", "CUDA out\nof memory " + 400 * "x")
     write_error(tmp_path / "cells/luna/sst2/default/seed-1", "no test")
     planned = [tmp_path / f"cells/luna/{task}/default/seed-{seed}" for task in ("rte", "mrpc") for seed in (1, 2, 3)]
-    return read_results(tmp_path, [own_task()], planned)
+    return read_results(tmp_path, SUITE, [own_task()], planned)
 
 
 def test_main_table(results: Results):
@@ -88,7 +88,7 @@ def test_grid(tmp_path: Path):
         for seed in (1, 2):
             setting = f"learning_rate={rate:g}"
             write_cell(tmp_path, "rte", seed, {"accuracy": score}, setting=setting, hyperparameters=values)
-    text = markdown(read_results(tmp_path))
+    text = markdown(read_results(tmp_path, SUITE))
     assert rows_of(text.partition("All settings")[2], "task")[1:] == [
         ["RTE", "luna", "learning_rate=1e-05", "60.0 ± 0.0", "2 of 2", ""],
         ["RTE", "luna", "learning_rate=3e-05", "65.0 ± 0.0", "2 of 2", "chosen"],
@@ -116,7 +116,7 @@ def test_terminal_table_lines_up_and_fits(tmp_path: Path):
             for seed in (1, 2):
                 by_split = {split: dict.fromkeys(task.metrics, 0.25 * seed) for split in task.validation_splits}
                 write_cell(tmp_path, name, seed, by_split, model=model, test_rows=None)
-    lines = terminal_table(read_results(tmp_path)).splitlines()
+    lines = terminal_table(read_results(tmp_path, SUITE)).splitlines()
     assert max(map(len, lines)) <= WIDTH
     blocks = [line for line in lines if line.startswith("MRPC F1/acc ")]
     assert len(blocks) == 3 and "".join(blocks).count("37.5 ± 17.7 / 37.5 ± 17.7 (2)") == len(models)

@@ -21,8 +21,9 @@ from pyarrow import parquet
 
 from common.errors import UserError
 from finetune_glue.data import lines
+from finetune_glue.data.description import read_task
 from finetune_glue.data.task_data import TaskData, load_task
-from finetune_glue.data.tasks import GLUE, TASKS, Task, read_task
+from finetune_glue.data.tasks import GLUE, TASKS, Task
 
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "tasks"

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from finetune_glue.data.tasks import GLUE, TASKS, find_tasks, read_task
+from finetune_glue.data.description import find_tasks, read_task
+from finetune_glue.data.tasks import GLUE, TASKS
 
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "tasks"

@@ -17,12 +17,14 @@ from hub_stand_in import hub_stand_in
 from tiny_masked_models import build, save, train_bpe
 
 from common.config.yaml_config import ConfigurationError
-from experiments import scheduler
-from experiments.cells import Cell, plan_cells
-from experiments.results import MODEL, read_result
+from experiments import report as experiments_report
+from experiments.cell_folder import MODEL, read_result
+from experiments.scheduler import run_cells
 from finetune_glue import report
 from finetune_glue.configuration import GlueConfig
-from finetune_glue.made_from import with_contents
+from finetune_glue.plan import GlueCell, plan
+from finetune_glue.training import fine_tuning
+from finetune_glue.training.fine_tuning import FineTuning
 
 
 DESCRIPTION = """\
@@ -67,19 +69,18 @@ class Run:
         }
         return GlueConfig(**(values | changes))
 
-    def cells(self, **changes) -> list[Cell]:
-        config = self.config(**changes)
-        return with_contents(config, plan_cells(config), say=print)
+    def cells(self, **changes) -> list[GlueCell]:
+        return plan(self.config(**changes))
 
     def __call__(self, **changes) -> list[str]:
         """What a call has run."""
         self.ran.clear()
         cells = self.cells(**changes)
-        scheduler.run_cells(self.config(**changes), cells)
+        run_cells(cells, FineTuning(self.config(**changes).data))
         report.write_report(self.config(**changes), cells)
         return list(self.ran)
 
-    def cell(self, cell: Cell, *_, **__) -> dict:
+    def cell(self, cell: GlueCell, *_, **__) -> dict:
         self.ran.append(f"{cell.task.name} {cell.seed}")
         (cell.folder / MODEL).mkdir(parents=True, exist_ok=True)
         values = {"accuracy": self.accuracy, "f1": self.accuracy, "loss": 1.0}
@@ -95,8 +96,8 @@ class Run:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     run = Run(tmp_path)
-    monkeypatch.setattr(scheduler, "run_cell", run.cell)
-    monkeypatch.setattr(report, "draw_results", lambda results, output: None)
+    monkeypatch.setattr(fine_tuning, "run_cell", run.cell)
+    monkeypatch.setattr(experiments_report, "draw_results", lambda results, output: None)
     monkeypatch.setattr(gc, "collect", lambda: None)  # takes a second where so much is imported
     return run
 
@@ -243,7 +244,7 @@ def test_an_edited_or_old_result_is_run_again_and_kept_beside(run: Run, capsys: 
 def test_data_that_change_while_a_call_is_running_fail_its_cells(run: Run, capsys: pytest.CaptureFixture):
     cells = run.cells(seeds=2)
     run.write("data/train.jsonl", json.dumps({"text": "b", "label": "good"}) + "\n")
-    scheduler.run_cells(run.config(seeds=2), cells)
+    run_cells(cells, FineTuning("hub"))
     assert run.ran == []
     assert "failed: the data of own have changed while this call was running" in capsys.readouterr().out
     assert run(seeds=2) == ["own 1", "own 2"]
@@ -252,7 +253,7 @@ def test_data_that_change_while_a_call_is_running_fail_its_cells(run: Run, capsy
 def test_transfer_is_run_again_where_the_model_that_it_starts_from_is_another(run: Run, monkeypatch, capsys):
     glue = run.folder / "glue"
     scores = {"mnli 1": 0.5, "mnli 2": 0.7, "rte 1": 0.6, "rte 2": 0.6}
-    monkeypatch.setattr(scheduler, "run_cell", lambda cell, *a, **k: _scored(run, cell, scores))
+    monkeypatch.setattr(fine_tuning, "run_cell", lambda cell, *a, **k: _scored(run, cell, scores))
     write_glue_folder(glue, rows=8, validation_rows=4, test_rows=3, only=["MNLI", "RTE"])
     transfer = {"tasks": "mnli,rte", "transfer": True, "data": str(glue), "seeds": 2}
     assert run(**transfer) == ["mnli 1", "mnli 2", "rte 1", "rte 2"]
@@ -268,7 +269,7 @@ def test_transfer_is_run_again_where_the_model_that_it_starts_from_is_another(ru
     assert run(**transfer | {"seeds": 4}) == ["mnli 4", "rte 4"]
 
 
-def _scored(run: Run, cell: Cell, scores: dict[str, float]) -> dict:
+def _scored(run: Run, cell: GlueCell, scores: dict[str, float]) -> dict:
     run.accuracy = scores[f"{cell.task.name} {cell.seed}"]
     return run.cell(cell)
 
