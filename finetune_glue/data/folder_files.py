@@ -4,9 +4,10 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import is_folder
+from finetune_glue.data.json_files import parsed_json
 from finetune_glue.data.lines import lines_of
+from finetune_glue.data.records import texts_of_row
 from finetune_glue.data.rows import Rows
-from finetune_glue.data.table_files import parsed_json, texts_of_row
 from finetune_glue.data.tasks import Task
 
 

@@ -11,15 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import is_folder
+from common.files import is_folder, require_file
+from finetune_glue.data.columns import missing_column, place_of, wrong_number_of_columns
+from finetune_glue.data.delimited import lines_of_tsv, read_columns
 from finetune_glue.data.rows import Rows
-from finetune_glue.data.table_files import (
-    lines_of_tsv,
-    missing_column,
-    place_of,
-    require_file,
-    wrong_number_of_columns,
-)
 from finetune_glue.data.tasks import TASKS, Task
 
 
@@ -142,34 +137,30 @@ def read_glue_file(task: Task, path: Path, split: str) -> Rows:
         raise UserError(f"{path} is empty: the split {split} of {task.name} has no rows.")
     header, texts, label = _columns(task, layout, path, first[1])
     has_header = header is not layout.headerless
-    optional = 0 if has_header else layout.optional
-    rows, broken = [], []
-    for number, fields in lines if has_header else itertools.chain([first], lines):
-        if len(header) <= len(fields) <= len(header) + optional:
-            rows.append((number, fields))
-        elif layout.broken_share:
-            broken.append((number, fields))
-        else:
-            raise wrong_number_of_columns(path, number, fields, header)
-    if len(broken) > layout.broken_share * (len(rows) + len(broken)):
-        raise wrong_number_of_columns(path, *broken[0], header)
-
-    def values(column: str) -> list[str]:
-        place = place_of(column, header, f"{path}, line 1")
-        return [fields[place] for _, fields in rows]
-
-    columns = {name: values(column) for name, column in zip(task.text_columns, texts, strict=True)}
-    labels = values(label) if label in header else None
-    numbers = [number for number, _ in rows]
-    index = [number - (2 if has_header else 1) for number in numbers]
+    wanted = dict(zip(task.text_columns, texts, strict=True))
+    if label in header:
+        wanted["label"] = label
     index_column = next((name for name in ("index", "idx", "id") if name in header), None)
     if split in task.test_splits and index_column:
-        index = [_index(path, number, text) for number, text in zip(numbers, values(index_column), strict=True)]
+        wanted["index"] = index_column
+    table = read_columns(
+        path,
+        lines if has_header else itertools.chain([first], lines),
+        header,
+        {name: place_of(column, header, f"{path}, line 1") for name, column in wanted.items()},
+        0 if has_header else layout.optional,
+        layout.broken_share,
+    )
+    labels, written = table.values.pop("label", None), table.values.pop("index", None)
+    if written is None:
+        index = [number - (2 if has_header else 1) for number in table.numbers]
+    else:
+        index = [_index(path, number, text) for number, text in zip(table.numbers, written, strict=True)]
     notes = []
-    if broken:
-        places = ", ".join(f"{number}" for number, _ in broken[:5]) + (", ..." if len(broken) > 5 else "")
-        notes.append(f"{path}: {len(broken):,} lines without {len(header)} columns are left out: {places}")
-    return Rows(str(path), columns, labels, index, numbers, notes=notes)
+    if table.broken:
+        places = ", ".join(map(str, table.broken[:5])) + (", ..." if len(table.broken) > 5 else "")
+        notes.append(f"{path}: {len(table.broken):,} lines without {len(header)} columns are left out: {places}")
+    return Rows(str(path), table.values, labels, index, table.numbers, notes=notes)
 
 
 def _columns(task: Task, layout: Layout, path: Path, first: list[str]) -> tuple[tuple[str, ...], tuple[str, ...], str]:

@@ -44,6 +44,25 @@ class Rows:
         return f"{self.places[row] if self.places else self.place}, {self.unit} {self.numbers[row]}"
 
 
+def joined(parts: list[Rows]) -> Rows:
+    """The rows of several files, numbered through."""
+    if len(parts) == 1:
+        return parts[0]
+    if len({part.labels is None for part in parts}) > 1:
+        without = next(part for part in parts if part.labels is None)
+        raise UserError(f"{without.place} has no labels, but other files of its split have.")
+    count = sum(len(part.index) for part in parts)
+    return Rows(
+        place=parts[0].place,
+        texts={name: [text for part in parts for text in part.texts[name]] for name in parts[0].texts},
+        labels=None if parts[0].labels is None else [label for part in parts for label in part.labels or ()],
+        index=list(range(count)),
+        numbers=[number for part in parts for number in part.numbers],
+        unit=parts[0].unit,
+        places=[part.place for part in parts for _ in part.index],
+    )
+
+
 def to_dataset(task: Task, rows: Rows, split: str) -> datasets.Dataset:
     """The columns of the task, "index" and "label"; the last is missing where the rows of a test split have none.
 

@@ -4,17 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-from datasets.exceptions import DatasetsError
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx
 
-from common.contents import commit_of, digest_of_files
+from common.contents import digest_of_files
 from common.errors import UserError
-from common.files import is_folder
+from common.files import is_folder, require_file
 from finetune_glue.data.folder_files import files_below, read_folder
 from finetune_glue.data.glue_files import LAYOUTS, find_files, read_glue_file
-from finetune_glue.data.rows import Rows, to_dataset
-from finetune_glue.data.table_files import read_table, require_file, rows_of_table
+from finetune_glue.data.hub import hub_content, read_hub
+from finetune_glue.data.own_files import read_file
+from finetune_glue.data.rows import Rows, joined, to_dataset
 from finetune_glue.data.tasks import Task
 
 
@@ -54,7 +52,7 @@ def load_task(task: Task, source: str) -> TaskData:
     """
     files = find_task_files(task, source)
     if files is None:
-        rows, cited = _hub_rows(task, source.partition("@")[2])
+        rows, cited = read_hub(task, source.partition("@")[2])
         content = {task.name: [cited]}
     else:
         rows, cited = _file_rows(task, files), str(_folder(task, source))
@@ -83,11 +81,7 @@ def task_content(task: Task, source: str) -> dict[str, list[str]]:
     files = find_task_files(task, source)
     if files is not None:
         return _content_of_files(task, files)
-    name, revision = _on_hub(task, source.partition("@")[2])
-    commit = commit_of(name, revision, "README.md", "dataset")
-    if not commit:
-        raise UserError(f"The commit of the data set {name} is not known: the Hub cannot be reached.")
-    return {task.name: [f"{name}@{commit}"]}
+    return {task.name: [hub_content(task, source.partition("@")[2])]}
 
 
 def _content_of_files(task: Task, files: dict[str, list[Path]]) -> dict[str, list[str]]:
@@ -137,79 +131,11 @@ def _folder(task: Task, source: str) -> Path:
 def _file_rows(task: Task, files: dict[str, list[Path]]) -> dict[str, Rows]:
     if task.name in LAYOUTS:
         return {split: read_glue_file(task, path, split) for split, (path,) in files.items()}
-    return {split: _joined([part for path in paths for part in _parts(task, path)]) for split, paths in files.items()}
+    return {split: joined([part for path in paths for part in _parts(task, path)]) for split, paths in files.items()}
 
 
 def _parts(task: Task, path: Path) -> list[Rows]:
-    return read_folder(task, path) if is_folder(path) else [read_table(task, path)]
-
-
-def _joined(parts: list[Rows]) -> Rows:
-    """The rows of several files, numbered through."""
-    if len(parts) == 1:
-        return parts[0]
-    if len({part.labels is None for part in parts}) > 1:
-        without = next(part for part in parts if part.labels is None)
-        raise UserError(f"{without.place} has no labels, but other files of its split have.")
-    count = sum(len(part.index) for part in parts)
-    return Rows(
-        place=parts[0].place,
-        texts={name: [text for part in parts for text in part.texts[name]] for name in parts[0].texts},
-        labels=None if parts[0].labels is None else [label for part in parts for label in part.labels or ()],
-        index=list(range(count)),
-        numbers=[number for part in parts for number in part.numbers],
-        unit=parts[0].unit,
-        places=[part.place for part in parts for _ in part.index],
-    )
-
-
-def _hub_rows(task: Task, revision: str) -> tuple[dict[str, Rows], str]:
-    """The splits of a data set of the Hub, and its name with the commit that was read."""
-    source = task.source
-    assert source.hub_columns is not None
-    name, wanted = _on_hub(task, revision)
-    config = f", configuration {source.hub_config}" if source.hub_config else ""
-    place = f"{name}{f'@{wanted}' if wanted else ''}{config}"
-    try:
-        builder = datasets.load_dataset_builder(name, source.hub_config, revision=wanted)
-        builder.download_and_prepare()
-        loaded = builder.as_dataset()
-    except (DatasetsError, HfHubHTTPError, httpx.TransportError, OSError, ValueError) as error:
-        message = str(error).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"The data set {place} cannot be loaded from the Hub: {message}. Where there is no network, give a folder "
-            "of its files with --data FOLDER."
-        ) from error
-    rows = {}
-    for split, on_hub in source.hub_splits.items():
-        if on_hub not in loaded:
-            if split in task.test_splits or (source.validation_share and split.startswith("validation")):
-                continue
-            raise UserError(f"The data set {place} has no split {on_hub!r}. Its splits are: {', '.join(loaded)}.")
-        table = loaded[on_hub]
-        where = f"{place}, split {on_hub}"
-        _check_names(task, table, where)
-        rows[split] = rows_of_table(task, source.hub_columns, table, where)
-        if "idx" in table.column_names:
-            rows[split].index = [int(index) for index in table["idx"]]
-    return rows, f"{name}@{builder.hash}"
-
-
-def _on_hub(task: Task, revision: str) -> tuple[str, str | None]:
-    """The data set of a task, and its revision: that of the description, or of GLUE what the user asks for."""
-    assert task.source.hub is not None
-    name, _, described = task.source.hub.partition("@")
-    return name, described or (revision if task.name in LAYOUTS else "") or None
-
-
-def _check_names(task: Task, table: datasets.Dataset, where: str):
-    """Raise a `UserError` where the labels of the Hub are not those of the task."""
-    assert task.source.hub_columns is not None
-    feature = table.features.get(task.source.hub_columns.label)
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else []
-    if not set(names) <= {*task.labels, *task.label_names}:
-        expected = ", ".join(task.label_names)
-        raise UserError(f"{where} has the labels {', '.join(names)}, but {task.name} has {expected}.")
+    return read_folder(task, path) if is_folder(path) else [read_file(task, path)]
 
 
 def _hold_out(task: Task, splits: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:

@@ -468,7 +468,7 @@ import json, sys
 from pathlib import Path
 from common.errors import UserError
 from finetune_glue.data.task_data import load_task, task_content
-from finetune_glue.data.tasks import find_tasks
+from finetune_glue.data.description import find_tasks
 results = []
 for name, source in json.load(sys.stdin):
     try:

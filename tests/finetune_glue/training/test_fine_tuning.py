@@ -17,9 +17,12 @@ from finetune_glue.training.fine_tuning import FineTuning
 def given(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """What is given to each fine-tuning, which takes no time."""
     given: list[dict] = []
-    monkeypatch.setattr(
-        fine_tuning, "run_cell", lambda cell, data, **others: given.append({"data": data} | others) or {}
-    )
+
+    def run_cell(cell: GlueCell, data: TaskData, **others) -> dict:
+        given.append({"data": data} | others)
+        return {}
+
+    monkeypatch.setattr(fine_tuning, "run_cell", run_cell)
     return given
 
 
