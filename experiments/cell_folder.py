@@ -13,7 +13,7 @@ SEED = "seed-"
 DEFAULT = "default"  # name of the only setting
 RESULT = "result.json"  # written last: a cell that has one is finished
 ERROR = "error.json"
-MODEL = "model"  # the folder of a cell's fine-tuned model, where it is kept
+MODEL = "model"  # the folder of a cell's trained model, where it is kept
 PREDICTIONS = "predictions"
 NUMBER = (int, float)
 # What every result must hold, for others to rely on; and what others use where it is there.

@@ -39,9 +39,9 @@ class Cell(Generic[TaskType, Values]):
         model_name: of the model in tables and folders.
         setting: name of the point of the grid.
         hyperparameters: of that point.
-        seed: of the new head, the order of the rows and dropout.
+        seed: of all that is random.
         folder: where all of it goes.
-        init_from_task: whose best fine-tuned model gives the weights to start from.
+        init_from_task: whose best model gives the weights to start from.
         sources: the cells of that task and model.
         made_from: the content of its task, data and model, and the precision; what is null is not known.
     """

@@ -1,8 +1,8 @@
 """What the cells of a run have come to, over their seeds: statistics, the best setting, averages over tasks.
 
-A score of a cell is the mean of its task's metrics on the first validation split, as GLUE has it. The best setting of
-a model on a task is the one whose median score over the seeds is highest, and its best seed the one that scored
-highest; ties go to what comes first. All figures are fractions here; tables show a hundred times as much.
+The score of a cell is the mean of its task's metrics on the first validation split. The best setting of a model on a
+task is the one whose median score over the seeds is highest, and its best seed the one that scored highest; ties go to
+what comes first. All figures are fractions here; tables show a hundred times as much.
 """
 
 import dataclasses

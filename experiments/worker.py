@@ -165,7 +165,7 @@ class Worker:
             self.progress.at("")
 
     def _start(self, cell: Cell) -> Path | None:
-        """The folder of the fine-tuned model that a cell starts from, if it does."""
+        """The folder of another cell's model that a cell starts from, if it does."""
         if cell.init_from_task is None:
             return None
         best = cell.start()
