@@ -25,7 +25,8 @@ from finetune_glue.data.description import find_tasks, read_task
 from finetune_glue.data.glue_files import read_glue_file, task_of_file
 from finetune_glue.data.own_files import FORMATS, read_file
 from finetune_glue.data.rows import to_dataset
-from finetune_glue.data.task_data import HUB, load_task
+from finetune_glue.data.task_data import load_task
+from finetune_glue.data.task_files import HUB
 from finetune_glue.data.tasks import Task
 
 

@@ -12,7 +12,7 @@ from experiments.cells import Cell
 from experiments.planning import plan_cells, with_contents
 from experiments.push import check_push
 from finetune_glue.configuration import TRANSFER_FROM, TRANSFER_TO, GlueConfig
-from finetune_glue.data.task_data import find_task_files, task_content
+from finetune_glue.data.task_files import find_task_files, task_content
 from finetune_glue.data.tasks import TASKS, Task
 from finetune_glue.training.metrics import check_metrics
 from finetune_glue.training.settings import Hyperparameters, settings

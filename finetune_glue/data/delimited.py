@@ -1,18 +1,13 @@
 """Tables whose lines are rows and whose fields are separated by tabs or commas."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
-from finetune_glue.data.columns import missing_column, place_of, wrong_number_of_columns
+from finetune_glue.data.columns import Lines, missing_column, place_of, read_columns
 from finetune_glue.data.lines import LONGEST_LINE, lines_of
 from finetune_glue.data.rows import Rows
 from finetune_glue.data.tasks import Columns, Task
-
-
-Lines = Iterator[tuple[int, list[str]]]  # the number and the fields of each row
 
 
 def lines_of_tsv(path: Path) -> Lines:
@@ -44,57 +39,6 @@ def lines_of_csv(path: Path) -> Lines:
         raise UserError(f"{path}, line {reader.line_num}: not CSV: {error}. Check the quotes.") from error
 
 
-@dataclass
-class Table:
-    """Some columns of a table.
-
-    Args:
-        values: of each column, in the order of the rows.
-        numbers: of the rows' lines.
-        broken: numbers of lines that were left out.
-    """
-
-    values: dict[str, list[str]]
-    numbers: list[int] = field(default_factory=list)
-    broken: list[int] = field(default_factory=list)
-
-
-def read_columns(
-    path: Path,
-    lines: Lines,
-    header: Sequence[str],
-    places: Mapping[str, int],
-    optional: int = 0,
-    broken_share: float = 0.0,
-) -> Table:
-    """Some columns of the lines of a file.
-
-    Args:
-        header: all columns.
-        places: where those that are wanted are among them.
-        optional: how many more columns a line may have.
-        broken_share: of the lines, how many may have another number of columns: they are left out.
-
-    Raises:
-        UserError: for the first line with another number of columns, where there are more of them.
-    """
-    table = Table({name: [] for name in places})
-    first: UserError | None = None
-    for number, fields in lines:
-        if len(header) <= len(fields) <= len(header) + optional:
-            for name, place in places.items():
-                table.values[name].append(fields[place])
-            table.numbers.append(number)
-            continue
-        first = first or wrong_number_of_columns(path, number, fields, header)
-        if not broken_share:
-            raise first
-        table.broken.append(number)
-    if first is not None and len(table.broken) > broken_share * (len(table.numbers) + len(table.broken)):
-        raise first
-    return table
-
-
 def read_delimited(task: Task, columns: Columns, path: Path, lines: Lines) -> Rows:
     """The rows of a file that a task describes, from its lines.
 
@@ -104,7 +48,7 @@ def read_delimited(task: Task, columns: Columns, path: Path, lines: Lines) -> Ro
     if len(columns.choices) != len(task.choice_columns):
         raise UserError(f"{task.name}: a list of choices needs JSON lines or Parquet; CSV has one column for each.")
     names = (*task.text_columns, *task.choice_columns, "label")
-    wanted = dict(zip(names, columns.paths, strict=True))
+    wanted = dict(zip(names, (*columns.text, *columns.choices, columns.label), strict=True))
     number, header = (0, list(task.source.header)) if task.source.header else next(lines, (0, []))
     where = f"{path}, line {number}" if number else f"The header of {task.name}"
     places = {name: place_of(column, header, where) for name, column in wanted.items() if column in header}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from common.config.yaml_config import ConfigurationError, read_values, suggest
 from common.errors import UserError
-from finetune_glue.data.tasks import GLUE, TASKS, Columns, Source, Task, as_text
+from finetune_glue.data.rows import as_text
+from finetune_glue.data.tasks import GLUE, TASKS, Columns, Source, Task
 
 
 PROBLEMS = {  # the metrics of a description that names none

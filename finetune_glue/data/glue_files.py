@@ -12,8 +12,8 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import is_folder, require_file
-from finetune_glue.data.columns import missing_column, place_of, wrong_number_of_columns
-from finetune_glue.data.delimited import lines_of_tsv, read_columns
+from finetune_glue.data.columns import missing_column, place_of, read_columns, wrong_number_of_columns
+from finetune_glue.data.delimited import lines_of_tsv
 from finetune_glue.data.rows import Rows
 from finetune_glue.data.tasks import TASKS, Task
 
@@ -130,7 +130,6 @@ def read_glue_file(task: Task, path: Path, split: str) -> Rows:
             line, what is not UTF-8, or an index of a test file that is no number.
     """
     layout = LAYOUTS[task.name]
-    require_file(path)
     lines = lines_of_tsv(path)
     first = next(lines, None)
     if first is None:

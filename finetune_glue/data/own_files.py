@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import require_file
 from finetune_glue.data.delimited import lines_of_csv, lines_of_tsv, read_delimited
+from finetune_glue.data.folder_files import read_folder
 from finetune_glue.data.json_files import read_json
 from finetune_glue.data.lines import COMPRESSED
 from finetune_glue.data.parquet_files import read_parquet
-from finetune_glue.data.rows import Rows
+from finetune_glue.data.rows import Rows, joined
 from finetune_glue.data.tasks import Task
 
 
@@ -21,6 +21,14 @@ FORMATS = {
     ".ndjson": "json",
     ".parquet": "parquet",
 }
+
+
+def read_split(task: Task, paths: list[Path]) -> Rows:
+    """The rows of the files, or folders, of a split, one behind the other."""
+    parts: list[Rows] = []
+    for path in paths:
+        parts += read_folder(task, path) if path.is_dir() else [read_file(task, path)]
+    return joined(parts)
 
 
 def read_file(task: Task, path: Path) -> Rows:
@@ -36,7 +44,6 @@ def read_file(task: Task, path: Path) -> Rows:
     form = file_format(path)
     columns = task.source.file_columns
     assert columns is not None
-    require_file(path)
     if form == "json":
         return read_json(task, columns, path)
     if form == "parquet":

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from common.errors import UserError
-from finetune_glue.data.tasks import IGNORED, Task, as_text
+from finetune_glue.data.tasks import IGNORED, Task
 
 
 # What stands where annotators agreed on no label: in the files of SNLI and MNLI, on the Hub, and in Transformers.
@@ -106,6 +106,15 @@ def _check_labels(task: Task, rows: Rows, labels: list[str], unknown: list[int])
             f"{rows.where(unknown[0])}: the label is {labels[unknown[0]]!r}, but {task.name} has: {known}. Mend the "
             "line, or check that file and task belong together."
         )
+
+
+def as_text(value: object) -> str:
+    """A label as text: JSON's true is `true`, and a whole number is written without a point."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
 
 
 def ids_of_labels(task: Task) -> dict[str, int]:

@@ -1,22 +1,18 @@
-"""The data of a task, from the Hub, a folder in the layout of GLUE, or the files of a task description."""
+"""The rows of a task: of each split, from the Hub, the files of GLUE, or those of a task description."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import datasets
 
-from common.contents import digest_of_files
 from common.errors import UserError
-from common.files import is_folder, require_file
-from finetune_glue.data.folder_files import files_below, read_folder
-from finetune_glue.data.glue_files import LAYOUTS, find_files, read_glue_file
-from finetune_glue.data.hub import hub_content, read_hub
-from finetune_glue.data.own_files import read_file
-from finetune_glue.data.rows import Rows, joined, to_dataset
+from finetune_glue.data.glue_files import LAYOUTS, read_glue_file
+from finetune_glue.data.hub import read_hub
+from finetune_glue.data.own_files import read_split
+from finetune_glue.data.rows import to_dataset
+from finetune_glue.data.task_files import content_of_files, find_task_files, folder_of_files
 from finetune_glue.data.tasks import Task
 
 
-HUB = "hub"
 HELD_OUT_SEED = 0  # of the choice of rows for a validation split; the same in every run
 
 
@@ -55,8 +51,11 @@ def load_task(task: Task, source: str) -> TaskData:
         rows, cited = read_hub(task, source.partition("@")[2])
         content = {task.name: [cited]}
     else:
-        rows, cited = _file_rows(task, files), str(_folder(task, source))
-        content = _content_of_files(task, files)
+        cited, content = str(folder_of_files(task, source)), content_of_files(task, files)
+        if task.name in LAYOUTS:
+            rows = {split: read_glue_file(task, path, split) for split, (path,) in files.items()}
+        else:
+            rows = {split: read_split(task, paths) for split, paths in files.items()}
     splits = {split: to_dataset(task, read, split) for split, read in rows.items()}
     notes = [note for read in rows.values() for note in read.notes]
     notes += [f"{task.name}: there is no {split} split" for split in task.test_splits if split not in splits]
@@ -65,77 +64,6 @@ def load_task(task: Task, source: str) -> TaskData:
         held_out = splits[task.validation_splits[0]]
         notes.append(f"{task.name}: {len(held_out):,} of the training rows are held out as the validation split")
     return TaskData(task, splits, cited, tuple(notes), content)
-
-
-def task_content(task: Task, source: str) -> dict[str, list[str]]:
-    """What the data of a task are now, without reading their rows: of each split the digests of its files.
-
-    Of a data set of the Hub it is its name with the commit.
-
-    Args:
-        source: as of `load_task`.
-
-    Raises:
-        UserError: for what is missing or cannot be read.
-    """
-    files = find_task_files(task, source)
-    if files is not None:
-        return _content_of_files(task, files)
-    return {task.name: [hub_content(task, source.partition("@")[2])]}
-
-
-def _content_of_files(task: Task, files: dict[str, list[Path]]) -> dict[str, list[str]]:
-    return {
-        f"{task.name} {split}": [
-            digest_of_files(files_below(path), path) if path.is_dir() else digest_of_files([path]) for path in paths
-        ]
-        for split, paths in files.items()
-    }
-
-
-def find_task_files(task: Task, source: str) -> dict[str, list[Path]] | None:
-    """The files of each split; none of a task that comes from the Hub. Those of test splits may be missing.
-
-    Args:
-        source: as of `load_task`.
-
-    Raises:
-        UserError: naming what is missing.
-    """
-    if source.partition("@")[0] == HUB:
-        if task.source.hub is not None:
-            return None
-        if not task.source.files:
-            raise UserError(f"The task {task.name} is not on the Hub.")
-    if task.name in LAYOUTS:
-        return {split: [path] for split, path in find_files(task, Path(source)).items()}
-    if not task.source.files:
-        raise UserError(f"The description of {task.name} names no files: use --data hub.")
-    found = {}
-    for split, files in task.source.files.items():
-        paths = [_folder(task, source) / file for file in files]
-        if split in task.test_splits and not any(path.exists() for path in paths):
-            continue
-        for path in paths:
-            if not is_folder(path):
-                require_file(path)
-        found[split] = paths
-    return found
-
-
-def _folder(task: Task, source: str) -> Path:
-    """Own data lie beside their description; published ones where the user keeps them."""
-    return Path(source) if task.source.hub else task.source.folder
-
-
-def _file_rows(task: Task, files: dict[str, list[Path]]) -> dict[str, Rows]:
-    if task.name in LAYOUTS:
-        return {split: read_glue_file(task, path, split) for split, (path,) in files.items()}
-    return {split: joined([part for path in paths for part in _parts(task, path)]) for split, paths in files.items()}
-
-
-def _parts(task: Task, path: Path) -> list[Rows]:
-    return read_folder(task, path) if is_folder(path) else [read_file(task, path)]
 
 
 def _hold_out(task: Task, splits: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:

@@ -136,12 +136,3 @@ SUITE = Suite(
     averages={"GLUE": (), "GLUE without WNLI": ("wnli",)},
 )
 GLUE = SUITE.names
-
-
-def as_text(value: object) -> str:
-    """A label as text: JSON's true is `true`, and a whole number is written without a point."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value)

@@ -467,7 +467,8 @@ LOAD = """
 import json, sys
 from pathlib import Path
 from common.errors import UserError
-from finetune_glue.data.task_data import load_task, task_content
+from finetune_glue.data.task_data import load_task
+from finetune_glue.data.task_files import task_content
 from finetune_glue.data.description import find_tasks
 results = []
 for name, source in json.load(sys.stdin):
