@@ -50,11 +50,11 @@ def main(config: GlueConfig, dry_run: bool = False) -> int:
         return 0
     make_folder(Path(config.output_dir), "output_dir")
     training = FineTuning(
-        config.data,
-        config.save_models != "none",
-        config.trust_remote_code,
-        config.per_device_train_batch_size,
-        config.mixed_precision,
+        data=config.data,
+        save_models=config.save_models != "none",
+        trust_remote_code=config.trust_remote_code,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        mixed_precision=config.mixed_precision,
     )
     try:
         run_cells(cells, training, config.side_by_side, config.save_models)
