@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import PartialState
@@ -26,10 +26,21 @@ from experiments.progress import Progress
 WAIT = 1.0  # seconds between two looks at what other processes are doing
 MOST_LOSSES = 2  # processes of a call that a cell may cost, before it counts as failed
 OnProgress = Callable[[str, int, int], object]  # is told what is going on, and how much of how much of it is done
-# Trains a cell, writes its result and returns it. Gets the cell, the folder of the model that it starts from if that
-# is another cell's, a function that prints a line, and one that is told how far it is. All processes of a launch call
-# it. It is pickled for the processes that run side by side.
-Train = Callable[[Any, Path | None, Callable[[str], object], OnProgress], dict]
+
+
+class Train(Protocol):
+    """How a cell is trained; it is pickled for processes that run side by side."""
+
+    def __call__(
+        self, cell: Any, init_from: Path | None, say: Callable[[str], object], on_progress: OnProgress, /
+    ) -> dict:
+        """Train a cell with all processes of the launch, write its result, and return it.
+
+        Args:
+            init_from: folder of the model that it starts from, where that is another cell's.
+            say: prints a line.
+            on_progress: is told how far it is.
+        """
 
 
 class Worker:
