@@ -67,6 +67,20 @@ def is_folder(path: str | Path) -> bool:
     return stat.S_ISDIR(_mode(path)) and _granted(path, os.R_OK | os.X_OK)
 
 
+def require_file(path: Path):
+    """Raise a `UserError` where there is no such file; it names those beside it."""
+    if is_file(path):
+        return
+    if path.is_symlink() or path.exists():
+        what = "a folder" if path.is_dir() else "no file" if path.exists() else "a link to what is not there"
+        raise UserError(f"{path} is {what}: put the file in its place.")
+    beside = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    found = f"{path.parent} holds: {', '.join(beside[:10])}" if beside else f"there is no folder {path.parent}"
+    raise UserError(
+        f"There is no file {path}; {found if beside or not path.parent.is_dir() else 'its folder is empty'}."
+    )
+
+
 def check_model_files(folder: str | Path):
     """
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from common.config.keys import TYPE_NAMES, Key, keys_of
 from common.files import write_text
 from finetune_glue.configuration import GlueConfig
-from finetune_glue.settings import Hyperparameters
+from finetune_glue.training.settings import Hyperparameters
 from pretrain.configuration import PretrainConfig
 
 

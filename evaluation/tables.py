@@ -1,11 +1,12 @@
 """What an evaluation found, as tables: Markdown for people, CSV for programs."""
 
-import csv
-import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from common import tables
+from common.tables import NONE, markdown_table, shortened
 
 
 # Key of the results, heading, and how it is written.
@@ -19,8 +20,6 @@ WORD_COLUMNS = (
     ("tokens_per_second", "tokens/s", "{:,.0f}"),
 )
 FAILED = "failed"
-NONE = "-"
-MESSAGE_CHARACTERS = 300
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -32,7 +31,7 @@ def markdown(results: dict[str, Any]) -> str:
         parts.append(_pairs_table(results["minimal_pairs"], models))
     problems = [f"- {model['label']}: {problem}" for model in models for problem in model["errors"]]
     if problems:
-        parts.append("Failed:\n\n" + "\n".join(_shortened(problem) for problem in problems))
+        parts.append("Failed:\n\n" + "\n".join(shortened(problem) for problem in problems))
     return "\n\n".join(parts) + "\n"
 
 
@@ -65,7 +64,7 @@ def _text_table(text: dict[str, Any], models: Sequence[dict[str, Any]], max_leng
     notes = [f"{count:,} {what}" for count, what in _left_out(text) if count]
     if notes:
         title += "; not scored: " + ", ".join(notes)
-    return title + "\n\n" + _table(["model", "parameters", *(heading for _, heading, _ in WORD_COLUMNS)], rows)
+    return title + "\n\n" + markdown_table(["model", "parameters", *(heading for _, heading, _ in WORD_COLUMNS)], rows)
 
 
 def _left_out(text: dict[str, Any]) -> list[tuple[int, str]]:
@@ -101,38 +100,16 @@ def _pairs_table(pairs: dict[str, Any], models: Sequence[dict[str, Any]]) -> str
         f"**{pairs['path']}**: share of minimal pairs whose good sentence has the higher pseudo-log-likelihood "
         f"({pairs['pseudo_log_likelihood']})"
     )
-    return title + "\n\n" + _table(["pairs of", "pairs", *(model["label"] for model in models)], rows)
+    return title + "\n\n" + markdown_table(["pairs of", "pairs", *(model["label"] for model in models)], rows)
 
 
 def _written(value: float | None, form: str) -> str:
     return NONE if value is None else form.format(value)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up in a terminal: the first to the left, the others to the right."""
-    cells = [[_cell(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in cells
-    ]
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _shortened(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= MESSAGE_CHARACTERS else text[:MESSAGE_CHARACTERS] + " ..."
-
-
 def csv_text(results: dict[str, Any]) -> str:
     """One line for each number: model, task ("text" or "minimal_pairs"), part (source, file, group), metric, value."""
-    output = io.StringIO()
-    writer = csv.writer(output, lineterminator="\n")
-    writer.writerow(["model", "task", "part", "metric", "value"])
+    rows: list[list[Any]] = [["model", "task", "part", "metric", "value"]]
     for model in results["models"]:
         lines = [("", "", "parameters", model["parameters"])] if model["parameters"] is not None else []
         for source, values in model["data"].items():
@@ -147,5 +124,5 @@ def csv_text(results: dict[str, Any]) -> str:
             ]
             lines += [("minimal_pairs", "", key, pairs[key]) for key in ("unknown_tokens", "tokens_per_second")]
         lines += [("", "", "error", problem) for problem in model["errors"]]
-        writer.writerows([model["model"], *line] for line in lines)
-    return output.getvalue()
+        rows += [[model["model"], *line] for line in lines]
+    return tables.csv_text(rows)

@@ -1,17 +1,17 @@
 """The configuration of fine-tuning: a YAML file, with `--key value` overrides."""
 
 import dataclasses
-from pathlib import Path
+import math
+from typing import Annotated, Literal
 
+from common.config.keys import Range, find_problem
 from common.config.yaml_config import ConfigurationError, read_configuration, suggest
-from finetune_glue.settings import Hyperparameters, settings
-from finetune_glue.tasks import GLUE, TASKS, Task, find_tasks
+from finetune_glue.data.description import find_tasks
+from finetune_glue.data.tasks import GLUE, TASKS, Task
+from finetune_glue.training.model_names import LONGEST_NAME, named_models
+from finetune_glue.training.settings import Hyperparameters, settings
 
 
-SAVE_MODELS = ("best", "all", "none")
-MOST_SEEDS, MOST_SIDE_BY_SIDE = 1000, 1000
-LONGEST_NAME = 200  # bytes of a folder's name; file systems take 255, and endings are added
-UNTRAINED = "untrained:"  # before a model: fresh weights in its place
 TRANSFER_FROM = "mnli"
 TRANSFER_TO = ("rte", "mrpc", "stsb")
 
@@ -41,21 +41,21 @@ class GlueConfig:
     """Hyper-parameters of single tasks, by the task's name."""
     grid: dict = dataclasses.field(default_factory=dict)
     """Lists of values of some hyper-parameters, also as --grid.KEY; each combination is run."""
-    seeds: int = 5
+    seeds: Annotated[int, Range(1, 1000)] = 5
     """Each combination is run with the seeds 1 to this number."""
     transfer: bool = False
     """Start RTE, MRPC and STS-B from the best model of MNLI instead of the pretrained one."""
 
     # On what machine
-    side_by_side: int = 1
+    side_by_side: Annotated[int, Range(1, 1000)] = 1
     """Cells that run at once, each on a device of its own where there are several."""
-    per_device_train_batch_size: int | None = None
+    per_device_train_batch_size: Annotated[int | None, Range(1, math.inf)] = None
     """Rows that a device takes at once at most; null: all its share."""
-    mixed_precision: str | None = None
+    mixed_precision: Literal["bf16", "no"] | None = None
     """bf16 or no; null: as the launcher says."""
 
     # What is kept
-    save_models: str = "best"
+    save_models: Literal["best", "all", "none"] = "best"
     """Which fine-tuned models are kept: the best of each task and model, all, or none."""
     push_to_hub: str | None = None
     """NAMESPACE or NAMESPACE/PREFIX of the repositories that the best models go to."""
@@ -84,35 +84,12 @@ class GlueConfig:
 
     def models(self) -> dict[str, str]:
         """Folder or id of each model by its name."""
-        entries = self.model if isinstance(self.model, list) else [self.model]
-        if not entries:
-            raise ConfigurationError("model: name one, a folder or an id of the Hub (--model runs/demo/model).")
-        models: dict[str, str] = {}
-        for entry in map(str, entries):
-            name, equals, source = entry.partition("=")
-            if not equals or "/" in name:
-                name, source = _short_name(entry), entry
-            if not source or not name:
-                raise ConfigurationError(f"model: {entry!r} names no model.")
-            if name in (".", "..") or len(name.encode()) > LONGEST_NAME:
-                raise ConfigurationError(f"model: {name} cannot be the name of a folder: name it with NAME=MODEL.")
-            if name in models:
-                raise ConfigurationError(
-                    f"model: {models[name]} and {source} would both be called {name}: name them with NAME=MODEL."
-                )
-            models[name] = source
-        return models
+        return named_models(self.model if isinstance(self.model, list) else [self.model])
 
     def validate(self):
         """Raise a `ConfigurationError` that names the key where a value makes no sense."""
-        self._require("seeds", self.seeds >= 1, "must be at least 1")
-        self._require("side_by_side", self.side_by_side >= 1, "must be at least 1")
-        for key, most in (("seeds", MOST_SEEDS), ("side_by_side", MOST_SIDE_BY_SIDE)):
-            self._require(key, getattr(self, key) <= most, f"must be at most {most:,}")
-        self._require("save_models", self.save_models in SAVE_MODELS, f"must be one of {', '.join(SAVE_MODELS)}")
-        self._require("mixed_precision", self.mixed_precision in (None, "bf16", "no"), "must be bf16, no or null")
-        limit = self.per_device_train_batch_size
-        self._require("per_device_train_batch_size", limit is None or limit >= 1, "must be at least 1, or null")
+        if problem := find_problem(self):
+            self._require(problem[0], False, problem[1])
         tasks = self.task_list()
         self.models()
         for name, values in self.per_task.items():
@@ -159,14 +136,3 @@ def load_config(arguments: list[str], about: str = "") -> GlueConfig:
     config = read_configuration(GlueConfig, arguments, {"hyperparameters": Hyperparameters, "grid": None}, about)
     config.validate()
     return config
-
-
-def _short_name(source: str) -> str:
-    """The last part of a path or id; the folder above it where it is just called `model`."""
-    untrained = source.startswith(UNTRAINED)
-    source, _, revision = source.removeprefix(UNTRAINED).partition("@")
-    parts = [part for part in Path(source).parts if part not in ("/", ".", "..")]
-    if len(parts) > 1 and parts[-1] == "model":
-        parts = parts[:-1]
-    name = parts[-1] if parts else ""
-    return f"{'untrained-' if untrained else ''}{name}{f'@{revision}' if revision else ''}".replace("/", "-")

@@ -20,12 +20,14 @@ import datasets
 from common.errors import UserError, report_user_errors, say
 from common.files import is_file, is_folder
 from common.signs_of_life import to_stderr
-from finetune_glue.data import HUB, load_task
-from finetune_glue.glue_files import read_glue_file, task_of_file
-from finetune_glue.progress import Progress
-from finetune_glue.rows import to_dataset
-from finetune_glue.table_files import FORMATS, read_table
-from finetune_glue.tasks import Task, find_tasks, read_task
+from experiments.progress import Progress
+from finetune_glue.data.description import find_tasks, read_task
+from finetune_glue.data.glue_files import read_glue_file, task_of_file
+from finetune_glue.data.own_files import FORMATS, read_file
+from finetune_glue.data.rows import to_dataset
+from finetune_glue.data.task_data import load_task
+from finetune_glue.data.task_files import HUB
+from finetune_glue.data.tasks import Task
 
 
 DESCRIPTIONS = Path(__file__).resolve().parent.parent / "configs" / "tasks"
@@ -87,7 +89,7 @@ def _of_files(source: Path, progress: Progress) -> Iterator[Found]:
             task = next((task for task in described if _belongs(task, path)), None)
             if task is None:
                 continue
-            rows = read_table(task, path)
+            rows = read_file(task, path)
         table = to_dataset(task, rows, split_of(task, path))
         place = str(path.relative_to(source)) if source.is_dir() else str(path)
         yield place, task, table, rows.notes

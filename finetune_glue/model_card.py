@@ -1,20 +1,17 @@
 """The model card of a fine-tuned model: Markdown with the metadata block of the Hub, its results as `model-index`."""
 
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from common.citation import LUNA
-from common.files import write_text
-from finetune_glue.results import MODEL, Group, Results, Run
-from finetune_glue.tables import metric_name, parts_of, written
-from finetune_glue.tasks import TASKS, Task
+from common.cards import luna
+from common.cards.card import card_text, facts_table, shown
+from experiments.results import Group, Run
+from experiments.tables import metric_name, parts_of, written
+from finetune_glue.data.tasks import TASKS, Task
 
 
 METRIC_IDS = {"pearson": "pearsonr", "spearman": "spearmanr"}  # where the Hub has other names
@@ -31,23 +28,6 @@ PIPELINES = {"classification": "text-classification", "regression": "text-classi
 MULTIPLE_CHOICE = "multiple-choice"  # has no pipeline
 
 
-def write_cards(results: Results, ids: Mapping[tuple[str, str], str] | None = None):
-    """Write a card into each folder of a fine-tuned model that was kept.
-
-    Args:
-        ids: repository on the Hub of the best model of (model, task), where it is to be pushed.
-    """
-    for group in results.groups:
-        chosen = group is results.best(group.model, group.task)
-        settings = len(results.of(group.model, group.task)) if chosen else 1
-        for run in group.finished:
-            folder = run.folder / MODEL
-            if folder.is_dir():
-                pushed = chosen and run is group.best
-                repository = (ids or {}).get((group.model, group.task.name)) if pushed else None
-                write_text(folder / REPOCARD_NAME, model_card(group, run, settings, repository))
-
-
 def model_card(group: Group, run: Run, settings: int = 1, repository: str | None = None) -> str:
     """The card's text.
 
@@ -58,6 +38,7 @@ def model_card(group: Group, run: Run, settings: int = 1, repository: str | None
         repository: id on the Hub, if there is to be one.
     """
     result, task = _result(run), group.task
+    assert isinstance(task, Task)
     name = repository.split("/")[-1] if repository else f"{group.model}-{task.name}"
     sections = {
         "Use": _usage(result, task, repository or "PATH_OR_ID"),
@@ -66,22 +47,19 @@ def model_card(group: Group, run: Run, settings: int = 1, repository: str | None
         "Training": _training(result, run),
         "Limits": "The model knows this task alone, as its training data pose it, with whatever is wrong or one-sided "
         "in them and in the text that its base model has learnt from.",
-        "Versions": _table(result.get("versions", {})),
+        "Versions": facts_table(result.get("versions", {})),
         "Citation": "\n\n".join(f"```bibtex\n{entry}\n```" for entry in _citations(result, task)),
     }
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    metadata = _metadata(group, run, name).to_yaml()
-    return f"---\n{metadata}\n---\n\n# {name}\n\n{_introduction(result, task)}\n\n{body}\n"
+    return card_text(_metadata(run, task, name), _introduction(result, task), sections)
 
 
-def _metadata(group: Group, run: Run, name: str) -> ModelCardData:
-    result, task = _result(run), group.task
-    luna = result.get("model_type") == "luna"
+def _metadata(run: Run, task: Task, name: str) -> ModelCardData:
+    result = _result(run)
     return ModelCardData(
         language="en" if task.name in TASKS else None,
         library_name="transformers",
         pipeline_tag=PIPELINES.get(task.problem, MULTIPLE_CHOICE),
-        tags=[*(["luna", "linear-attention"] if luna else []), *(["glue"] if task.name in TASKS else [])] or None,
+        tags=[*(luna.TAGS if _is_luna(result) else []), *(["glue"] if task.name in TASKS else [])] or None,
         datasets=[dataset] if (dataset := _dataset(result, task)) else None,
         base_model=_hub_id(result["model"]),
         metrics=[METRIC_IDS.get(metric, metric) for metric in task.metrics],
@@ -112,25 +90,16 @@ def _evaluation(task: Task, split: str, metric: str, value: float, result: dict)
 def _introduction(result: dict, task: Task) -> str:
     of_glue = ", a task of the [GLUE benchmark](https://gluebenchmark.com)" if task.name in TASKS else ""
     size = f" of {result['num_parameters']:,} parameters" if result.get("num_parameters") else ""
-    if result.get("model_type") == "luna":
-        return (
-            f"A [Luna](https://arxiv.org/abs/2106.01540) encoder{size}, fine-tuned on {task.title}{of_glue}. Luna's "
-            "attention packs the tokens of a row into a few slots and unpacks them again, so that time and memory "
-            "grow linearly with the length of the row."
-        )
+    if _is_luna(result):
+        return f"A {luna.LINK} encoder{size}, fine-tuned on {task.title}{of_glue}. {luna.ATTENTION}"
     kind = f" of the type `{result['model_type']}`" if result.get("model_type") else ""
     return f"An encoder{kind}{size}, fine-tuned on {task.title}{of_glue}."
 
 
 def _usage(result: dict, task: Task, place: str) -> str:
-    if result.get("model_type") != "luna":
+    if not _is_luna(result):
         return f"```python\n{_example(task, place, '')}\n```"
-    return (
-        "With the package `modeling_luna` of Luna for Hugging Face Transformers:\n\n```python\n"
-        f"import modeling_luna  # makes the Auto classes know Luna\n{_example(task, place, '')}\n```\n\n"
-        "Without it, by the code that lies beside the weights:\n\n```python\n"
-        f"{_example(task, place, ', trust_remote_code=True')}\n```"
-    )
+    return luna.usage(_example(task, place, ""), _example(task, place, ", trust_remote_code=True"))
 
 
 def _example(task: Task, place: str, trust: str) -> str:
@@ -180,7 +149,7 @@ def _data(result: dict, task: Task) -> str:
 def _source(result: dict, task: Task) -> str:
     hub, revision = _dataset(result, task), _revision(result, task)
     if not revision:
-        return f"files in `{_shown(result.get('data'))}`"
+        return f"files in `{shown(result.get('data'))}`"
     config = f", configuration {task.source.hub_config}" if task.source.hub_config else ""
     return f"[{hub}](https://huggingface.co/datasets/{hub}){config}, commit {revision}"
 
@@ -221,7 +190,7 @@ def _results(group: Group, run: Run, settings: int) -> str:
 
 
 def _training(result: dict, run: Run) -> str:
-    started = f"`{_shown(result['model'])}`"
+    started = f"`{shown(result['model'])}`"
     if result.get("init_from_task"):
         started += f", fine-tuned on {TASKS[result['init_from_task']].title} first"
     facts = {
@@ -236,14 +205,13 @@ def _training(result: dict, run: Run) -> str:
     recipe = {key: value for key, value in result["hyperparameters"].items() if key != "model"}
     recipe |= {f"model.{key}": value for key, value in result["hyperparameters"].get("model", {}).items()}
     return (
-        f"{_table(facts)}\n\nThe hyper-parameters, by the keys of the configuration (a step is an update by "
-        f"`batch_size` rows):\n\n{_table(recipe)}"
+        f"{facts_table(facts)}\n\nThe hyper-parameters, by the keys of the configuration (a step is an update by "
+        f"`batch_size` rows):\n\n{facts_table(recipe)}"
     )
 
 
 def _citations(result: dict, task: Task) -> list[str]:
-    luna = [LUNA] if result.get("model_type") == "luna" else []
-    return luna + ([GLUE_CITATION] if task.name in TASKS else [])
+    return ([luna.CITATION] if _is_luna(result) else []) + ([GLUE_CITATION] if task.name in TASKS else [])
 
 
 def _hub_id(model: str) -> str | None:
@@ -261,11 +229,5 @@ def _result(run: Run) -> dict:
     return run.result
 
 
-def _shown(value: object) -> str:
-    """A value; of a path from the root it is the end, since the rest is nobody's business."""
-    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else str(value)
-
-
-def _table(facts: Mapping) -> str:
-    rows = [f"| {key} | {_shown(value)} |" for key, value in facts.items() if value is not None]
-    return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
+def _is_luna(result: dict) -> bool:
+    return result.get("model_type") == "luna"

@@ -4,19 +4,18 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from common.errors import UserError
-from common.files import write_json, write_text
-from finetune_glue.cells import LOCK, Cell, outdated_beside
+from experiments.cells import LOCK, outdated_beside
+from experiments.push import push_models, repository_ids
+from experiments.report import write_results
+from experiments.results import read_results
 from finetune_glue.configuration import GlueConfig
-from finetune_glue.model_card import write_cards
-from finetune_glue.picture import draw_results
-from finetune_glue.push import push_models, repository_ids
-from finetune_glue.results import read_results
+from finetune_glue.data.tasks import SUITE
+from finetune_glue.model_card import model_card
+from finetune_glue.plan import GlueCell
 from finetune_glue.submission import write_submissions
-from finetune_glue.tables import csv_text, markdown, terminal_table
 
 
-def write_report(config: GlueConfig, cells: list[Cell]):
+def write_report(config: GlueConfig, cells: list[GlueCell]):
     """Print the table of the cells that are finished, and write all of it.
 
     Raises:
@@ -24,25 +23,13 @@ def write_report(config: GlueConfig, cells: list[Cell]):
     """
     folder = Path(config.output_dir)
     with FileLock(folder / LOCK):  # calls that share the cells out among themselves end together
-        _write(config, cells, folder)
-
-
-def _write(config: GlueConfig, cells: list[Cell], folder: Path):
-    results = read_results(folder, config.task_list(), [cell.folder for cell in cells], outdated_beside(cells))
-    print(f"\n{terminal_table(results)}")
-    try:
-        write_json(folder / "results.json", results.to_json())
-        write_text(folder / "results.md", markdown(results))
-        write_text(folder / "results.csv", csv_text(results))
-        draw_results(results, folder / "results.png")
-        write_cards(results, repository_ids(results, config.push_to_hub) if config.push_to_hub else {})
-    except OSError as error:
-        raise UserError(
-            f"The results cannot be written: {error}. The cells are kept: the same command writes the results again."
-        ) from error
-    for line in write_submissions(results, folder):
-        print(line)
-    if config.push_to_hub:
-        for line in push_models(results, folder, config.push_to_hub, config.hub_private_repo):
+        planned = [cell.folder for cell in cells]
+        results = read_results(folder, SUITE, config.task_list(), planned, outdated_beside(cells))
+        ids = repository_ids(results, config.push_to_hub) if config.push_to_hub else {}
+        write_results(results, folder, model_card, ids)
+        for line in write_submissions(results, folder):
             print(line)
-    print(f"\nTable    {folder / 'results.md'} (and .csv, .json)\nPicture  {folder / 'results.png'}", flush=True)
+        if config.push_to_hub:
+            for line in push_models(results, folder, config.push_to_hub, config.hub_private_repo):
+                print(line)
+        print(f"\nTable    {folder / 'results.md'} (and .csv, .json)\nPicture  {folder / 'results.png'}", flush=True)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from common.errors import UserError, report_user_errors
 from common.files import written_whole
-from finetune_glue.results import PREDICTIONS, Results, Run, read_results
-from finetune_glue.tasks import GLUE, TASKS
+from experiments.cell_folder import PREDICTIONS
+from experiments.results import Results, Run, read_results
+from finetune_glue.data.tasks import GLUE, SUITE, TASKS
 
 
 HEADER = "index\tprediction"
@@ -259,7 +260,7 @@ def main(arguments: list[str]) -> int:
         problems = check_submission(options.run)
         print("\n".join(problems) if problems else f"{options.run} is what the server of GLUE takes")
         return int(bool(problems))
-    results = read_results(options.run)
+    results = read_results(options.run, SUITE)
     if not results.models:
         raise SubmissionError(f"{options.run} holds no cells of a run: name the output_dir of run_glue.py.")
     if options.model is not None and options.model not in results.models:

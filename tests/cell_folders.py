@@ -14,8 +14,8 @@ from transformers import (
 )
 
 import modeling_luna  # noqa: F401 - makes the Auto classes know Luna
-from finetune_glue.results import write_result
-from finetune_glue.tasks import TASKS, Task
+from experiments.cell_folder import write_result
+from finetune_glue.data.tasks import TASKS, Task
 
 
 HYPERPARAMETERS = {

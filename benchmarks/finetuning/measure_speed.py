@@ -20,14 +20,15 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from common.errors import UserError, report_user_errors
-from finetune_glue.batches import BatchPlan, TrainingBatches, padding_share
-from finetune_glue.cell_trainer import CellTrainer
-from finetune_glue.data import load_task
-from finetune_glue.encoding import EncodedRows, encode
-from finetune_glue.metrics import summed_loss
-from finetune_glue.settings import Hyperparameters
-from finetune_glue.starting_model import StartingModel, load_starting_model
-from finetune_glue.tasks import Task, find_tasks
+from finetune_glue.data.description import find_tasks
+from finetune_glue.data.encoding import EncodedRows, encode
+from finetune_glue.data.task_data import load_task
+from finetune_glue.data.tasks import Task
+from finetune_glue.training.batches import BatchPlan, TrainingBatches, padding_share
+from finetune_glue.training.cell_trainer import CellTrainer
+from finetune_glue.training.metrics import summed_loss
+from finetune_glue.training.settings import Hyperparameters
+from finetune_glue.training.starting_model import StartingModel, load_starting_model
 
 
 SEED = 1

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 import textwrap
 import types
 import typing
@@ -56,6 +57,8 @@ class Range:
         return None
 
     def __str__(self) -> str:
+        if math.isinf(self.high):
+            return self._lower()
         if self.above or self.below:
             return f"{self._lower()} and {self._upper()}"
         return f"{_written(self.low)} to {_written(self.high)}"
@@ -64,6 +67,8 @@ class Range:
         return f"{'above' if self.above else 'at least'} {_written(self.low)}"
 
     def _upper(self) -> str:
+        if math.isinf(self.high):
+            return "finite"
         return f"{'below' if self.below else 'at most'} {_written(self.high)}"
 
 

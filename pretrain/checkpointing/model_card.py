@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from transformers import PreTrainedModel
 
 import modeling_luna
 from common.architectures import describe_shape
-from common.citation import LUNA
+from common.cards import luna
+from common.cards.card import card_text, facts_table, shown
 from common.durations import duration
 from common.errors import printable
 from common.hardware import describe_hardware
@@ -84,14 +84,10 @@ def model_card(model: PreTrainedModel, origin: Origin, progress: Progress, metri
     schedule = Schedule.from_config(config, BatchSizes.from_config(config))
     over = schedule.finished(progress.step, progress.seconds)
     is_luna = config.model_type == "luna"
-    architecture = "[Luna](https://arxiv.org/abs/2106.01540)" if is_luna else f"`{config.model_type}`"
-    attention = (
-        " Luna's attention packs the tokens of a row into a few slots and unpacks them again, so that time and memory "
-        "grow linearly with the length of the row."
-    )
+    architecture = luna.LINK if is_luna else f"`{config.model_type}`"
     introduction = (
         f"An encoder of the architecture {architecture} with {model.num_parameters():,} parameters, pretrained by "
-        f"masked language modelling.{attention if is_luna else ''}\n\n"
+        f"masked language modelling.{f' {luna.ATTENTION}' if is_luna else ''}\n\n"
         f"This is {'the finished model, after' if over else 'a checkpoint of a run that was not over, after'} "
         f"{schedule.place(progress.step)} steps."
     )
@@ -105,10 +101,8 @@ def model_card(model: PreTrainedModel, origin: Origin, progress: Progress, metri
         "Versions": _versions(origin),
     }
     if is_luna:
-        sections["Citation"] = f"```bibtex\n{LUNA}\n```"
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    metadata = _metadata(origin, metrics).to_yaml()
-    return f"---\n{metadata}\n---\n\n# {_name(config)}\n\n{introduction}\n\n{body}\n"
+        sections["Citation"] = f"```bibtex\n{luna.CITATION}\n```"
+    return card_text(_metadata(origin, metrics), introduction, sections)
 
 
 def _metadata(origin: Origin, metrics: list[dict]) -> ModelCardData:
@@ -136,7 +130,7 @@ def _metadata(origin: Origin, metrics: list[dict]) -> ModelCardData:
         license=config.license,
         library_name="transformers",
         pipeline_tag="fill-mask",
-        tags=["luna", "linear-attention"] if config.model_type == "luna" else [config.model_type],
+        tags=luna.TAGS if config.model_type == "luna" else [config.model_type],
         datasets=datasets or None,
         model_name=_name(config),
         eval_results=results or None,
@@ -145,38 +139,27 @@ def _metadata(origin: Origin, metrics: list[dict]) -> ModelCardData:
 
 def _usage(config: PretrainConfig, progress: Progress) -> str:
     place = config.push_to_hub or "PATH_OR_ID"
-    plain = f"""```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
-
-model = AutoModelForMaskedLM.from_pretrained("{place}")
-tokenizer = AutoTokenizer.from_pretrained("{place}")
-```"""
-    luna = f"""With the package `modeling_luna` of Luna for Hugging Face Transformers:
-
-```python
-import modeling_luna  # makes the Auto classes know Luna
-from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
-
-model = AutoModelForMaskedLM.from_pretrained("{place}")
-tokenizer = AutoTokenizer.from_pretrained("{place}")
-fill_mask = pipeline("fill-mask", model=model, tokenizer=tokenizer)
-```
-
-Without it, by the code that lies beside the weights:
-
-```python
-from transformers import AutoModelForMaskedLM, AutoTokenizer
-
-model = AutoModelForMaskedLM.from_pretrained("{place}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
-```"""
-    text = luna if config.model_type == "luna" else plain
+    load = _loading(place, "")
+    if config.model_type == "luna":
+        pipeline = 'fill_mask = pipeline("fill-mask", model=model, tokenizer=tokenizer)'
+        with_package = load.replace("AutoTokenizer\n", "AutoTokenizer, pipeline\n", 1)
+        text = luna.usage(f"{with_package}\n{pipeline}", _loading(place, ", trust_remote_code=True"))
+    else:
+        text = f"```python\n{load}\n```"
     if config.push_to_hub:
         text += (
             f'\n\nEvery checkpoint of the run has a tag: `from_pretrained("{place}", '
             f'revision="step-{progress.step}")` loads this one.'
         )
     return text
+
+
+def _loading(place: str, trust: str) -> str:
+    return (
+        "from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
+        f'model = AutoModelForMaskedLM.from_pretrained("{place}"{trust})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{place}"{trust})'
+    )
 
 
 def _data(origin: Origin) -> str:
@@ -188,7 +171,7 @@ def _data(origin: Origin) -> str:
             details = f"configuration {source.config or 'default'}, split {source.split}, commit {identity['commit']}"
             lines.append(f"| {link} | dataset of the Hub | {details}{weight} |")
         elif identity["kind"] == "files":
-            lines.append(f"| `{_shown(source.path)}` | local files | {len(identity['files']):,} files{weight} |")
+            lines.append(f"| `{shown(source.path)}` | local files | {len(identity['files']):,} files{weight} |")
         else:
             lines.append(f"| `{source.path}` | documentation in the Python code of the machine | all of it{weight} |")
     train, validation = origin.data["splits"]["train"], origin.data["splits"]["validation"]
@@ -227,8 +210,10 @@ def _training(model: PreTrainedModel, origin: Origin, progress: Progress) -> str
         if key not in NOT_OF_THE_RECIPE and value is not None
     }
     return (
-        f"![Training and validation loss]({CURVES_FILE})\n\n{_table(facts)}\n\nThe model:\n\n{_table(shape)}\n\n"
-        f"The recipe, by the keys of the configuration (a step is an update by `batch_size` rows):\n\n{_table(recipe)}"
+        f"![Training and validation loss]({CURVES_FILE})\n\n{facts_table(facts)}\n\n"
+        f"The model:\n\n{facts_table(shape)}\n\n"
+        "The recipe, by the keys of the configuration (a step is an update by `batch_size` rows):\n\n"
+        f"{facts_table(recipe)}"
     )
 
 
@@ -246,13 +231,13 @@ def _evaluation(origin: Origin, metrics: list[dict]) -> str:
     }
     if last.get("validation_accuracy") is not None:
         facts[f"masked accuracy at step {last['step']:,}"] = f"{last['validation_accuracy']:.4f}"
-    return f"On the documents that were held out, with the same masks each time:\n\n{_table(facts)}"
+    return f"On the documents that were held out, with the same masks each time:\n\n{facts_table(facts)}"
 
 
 def _versions(origin: Origin) -> str:
     libraries = [*LIBRARIES, *(["deepspeed"] if origin.launch.startswith("DeepSpeed") else [])]
     versions = {"Python": platform.python_version(), "modeling_luna": modeling_luna.__version__}
-    return _table(versions | {name: importlib.metadata.version(name) for name in libraries})
+    return facts_table(versions | {name: importlib.metadata.version(name) for name in libraries})
 
 
 def _launch(accelerator: Accelerator) -> str:
@@ -284,12 +269,3 @@ def _of_average(record: dict) -> dict:
 
 def _last(metrics: list[dict], key: str) -> dict | None:
     return next((record for record in reversed(metrics) if record.get(key) is not None), None)
-
-
-def _shown(value: object) -> str:
-    """A value of the configuration; of a path it is the end, since the rest is nobody's business."""
-    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else str(value)
-
-
-def _table(facts: dict) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {_shown(value)} |" for key, value in facts.items())])

@@ -21,27 +21,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from huggingface_hub import CommitOperationAdd, HfApi, constants, set_client_factory
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, constants, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from common.checksums import find_change, is_as_written, take_checksum, with_checksum
 from common.config.yaml_config import read_json, read_yaml
 from common.errors import UserError, report_user_errors
 from common.files import remove_folder, write_json
-from common.hub import blob_id, client_with_timeouts, first_line, may_pass
+from common.hub import (
+    CARD,
+    HubError,
+    blob_id,
+    check_token,
+    client_with_timeouts,
+    commit_files,
+    files_of,
+    first_line,
+    is_card_edited,
+    may_pass,
+)
 
 
 OUTBOX = "hub"  # below the run's folder
 RECORD = "uploaded.json"
 QUEUED = ".queued.json"  # the digests of a snapshot's files
-CARD = constants.REPOCARD_NAME
 FINAL = "final"  # the tag of the finished model
 REFUSED, CONNECTED, UNREACHABLE = "refused", "connected", "unreachable"  # the first word that --follow prints
 FIRST_WAIT, LONGEST_WAIT = 2, 600  # seconds between attempts, doubling
-
-
-class HubError(UserError):
-    """What keeps a run from uploading until a person mends it."""
 
 
 @dataclass
@@ -114,15 +120,11 @@ class Uploader:
         if constants.HF_HUB_OFFLINE:
             raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
         try:
-            self.api.whoami()  # tells a wrong token from a repository that is not there
+            check_token(self.api)  # tells a wrong token from a repository that is not there
             self.api.create_repo(self.id, private=self.private, exist_ok=True)
             self.api.auth_check(self.id, write=True)
             info = self.api.model_info(self.id, files_metadata=True)
             tags = [tag.name for tag in self.api.list_repo_refs(self.id).tags]
-        except LocalTokenNotFoundError as error:
-            raise HubError("push_to_hub: there is no token. Log in with `hf auth login`, or set HF_TOKEN.") from error
-        except UnicodeEncodeError as error:  # of the header with the token
-            raise HubError("push_to_hub: the token holds characters that no token has. Set HF_TOKEN anew.") from error
         except HfHubHTTPError as error:
             if may_pass(error):
                 raise
@@ -165,17 +167,17 @@ class Uploader:
         """
         uploads = self.uploads or self.connect()
         self._set_aside_if_damaged(snapshot)
-        files = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*") if path.is_file()}
+        files = files_of(snapshot)
         files.pop(QUEUED, None)
         info = self.api.model_info(self.id, files_metadata=True)
         card_there = next((file.blob_id for file in info.siblings or () if file.rfilename == CARD), None)
         card = blob_id(files[CARD])
-        if card_there not in (None, uploads.card, card):
+        if is_card_edited(card_there, uploads.card, card):
             del files[CARD]
             if not self.card_is_foreign:
                 say(f"the model card of {self.id} was edited there and stays as it is")
             self.card_is_foreign = True
-        commit = self._commit(files, snapshot.name, info.sha)
+        commit = commit_files(self.api, self.id, files, snapshot.name, info.sha)
         if CARD in files:
             uploads.card = card
             self._record(uploads)
@@ -198,19 +200,6 @@ class Uploader:
         message = f"{snapshot.name} is not uploaded, since it is damaged: {change}. It lies in {aside}"
         say(message)
         raise HubError(message)
-
-    def _commit(self, files: dict[str, Path], name: str, parent: str | None) -> str:
-        """Commit the files that are not there yet, on top of `parent`, and return the commit that holds them."""
-        additions = [CommitOperationAdd(place, path) for place, path in sorted(files.items())]
-        try:
-            # Not `upload_folder`, which may make several commits of a folder.
-            return self.api.create_commit(self.id, additions, commit_message=name, parent_commit=parent).oid
-        except ValueError as error:
-            if not str(error).startswith("Invalid metadata in README.md") or CARD not in files:
-                raise
-            say(f"{name} goes without its model card, which the Hub refuses: {error}")
-            del files[CARD]
-            return self._commit(files, name, parent)
 
     def _tag(self, name: str, commit: str):
         try:

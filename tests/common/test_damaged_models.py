@@ -14,8 +14,8 @@ from tiny_masked_models import build, save, train_bpe
 from transformers import PreTrainedModel
 
 from evaluation.models import MaskedModel, MaskedRow
-from finetune_glue.starting_model import check_starting_model, load_starting_model
-from finetune_glue.tasks import TASKS
+from finetune_glue.data.tasks import TASKS
+from finetune_glue.training.starting_model import check_starting_model, load_starting_model
 from pretrain.configuration import PretrainConfig
 from pretrain.models.model import build_model
 

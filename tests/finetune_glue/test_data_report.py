@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
+from threading import Event
 
 import pytest
 from glue_folder import write_glue_folder
 
+from common import signs_of_life
 from common.errors import UserError
+from finetune_glue import data_report
 from finetune_glue.data_report import main
 
 
@@ -113,3 +116,22 @@ def test_published_files_have_the_published_counts(capsys: pytest.CaptureFixture
         else:
             counts = [int(label.split()[1].replace(",", "")) for label in labels.split(", ") if label != "none"]
             assert counts == expected, name
+
+
+def test_a_report_that_takes_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "CoLA").mkdir()
+    (tmp_path / "CoLA/dev.tsv").write_text("gj04\t1\t\tA sentence.\n", encoding="utf-8")
+    monkeypatch.setattr(signs_of_life, "SECONDS_BETWEEN_LINES", 0.001)
+    said, read = Event(), data_report.read_glue_file
+
+    def slow(*arguments):
+        assert said.wait(30)
+        return read(*arguments)
+
+    def listen(line: str):
+        if f"reading {tmp_path}/CoLA/dev.tsv (" in line:
+            said.set()
+
+    monkeypatch.setattr(data_report, "to_stderr", listen)
+    monkeypatch.setattr(data_report, "read_glue_file", slow)
+    main([str(tmp_path)])

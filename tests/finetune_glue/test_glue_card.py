@@ -11,9 +11,10 @@ import pytest
 from cell_folders import HYPERPARAMETERS, edit_result, own_task, write_cell, write_model
 from huggingface_hub import ModelCard
 
-from finetune_glue.model_card import write_cards
-from finetune_glue.results import read_results
-from finetune_glue.tasks import TASKS, Source
+from experiments.report import write_cards
+from experiments.results import read_results
+from finetune_glue.data.tasks import SUITE, TASKS, Source
+from finetune_glue.model_card import model_card
 
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def mrpc(tmp_path: Path) -> Path:
 
 
 def test_metadata(mrpc: Path, tmp_path: Path):
-    write_cards(read_results(tmp_path), {("luna", "mrpc"): "me/luna-mrpc"})
+    write_cards(read_results(tmp_path, SUITE), model_card, {("luna", "mrpc"): "me/luna-mrpc"})
     data = card_of(mrpc).data.to_dict()
     (model,) = data.pop("model-index")
     assert data == {
@@ -77,7 +78,7 @@ def test_both_splits_of_mnli_are_results(tmp_path: Path):
     folder = write_cell(tmp_path, "mnli", 1, of_splits, model="FacebookAI-roberta", model_type="roberta")
     edit_result(folder, model="FacebookAI/roberta-base@main")
     (folder / "model").mkdir()
-    write_cards(read_results(tmp_path))
+    write_cards(read_results(tmp_path, SUITE), model_card, {})
     card = card_of(folder)
     results = {result.dataset_split: result.metric_value for result in card.data.eval_results}
     assert results == {"validation_matched": 0.7, "validation_mismatched": 0.71}
@@ -87,7 +88,7 @@ def test_both_splits_of_mnli_are_results(tmp_path: Path):
 
 
 def test_figures_and_sections(mrpc: Path, tmp_path: Path):
-    write_cards(read_results(tmp_path))
+    write_cards(read_results(tmp_path, SUITE), model_card, {})
     card = card_of(mrpc)
     assert re.findall(r"^## (.*)$", card.text, re.MULTILINE) == [
         *("Use", "Task and data", "Results", "Training", "Limits", "Versions", "Citation"),
@@ -114,7 +115,7 @@ def test_settings_are_told_of_the_chosen_one_alone(tmp_path: Path):
             *(tmp_path, "rte", 1, {"accuracy": score}), setting=setting, hyperparameters=values, init_from_task="mnli"
         )
         (folders[setting] / "model").mkdir()
-    write_cards(read_results(tmp_path), {("luna", "rte"): "me/x-rte"})
+    write_cards(read_results(tmp_path, SUITE), model_card, {("luna", "rte"): "me/x-rte"})
     chosen, other = card_of(folders["b"]), card_of(folders["a"])
     assert "the best of 2 settings" in chosen.text and "the best of" not in other.text
     assert 'model="me/x-rte"' in chosen.text and 'model="PATH_OR_ID"' in other.text
@@ -126,7 +127,7 @@ def test_task_of_ones_own(tmp_path: Path):
     own = own_task(label_names=("rude", "polite"), source=Source())
     folder = write_cell(tmp_path, own, 1, {"accuracy": 0.75}, data="/home/somebody/secret/data", model="m")
     (folder / "model").mkdir()
-    write_cards(read_results(tmp_path, [own]))
+    write_cards(read_results(tmp_path, SUITE, [own]), model_card, {})
     card = card_of(folder)
     (result,) = card.data.eval_results
     assert (result.dataset_type, result.dataset_name, result.dataset_config) == ("polite", "Polite", None)
@@ -135,7 +136,7 @@ def test_task_of_ones_own(tmp_path: Path):
     hub = dataclasses.replace(own, source=Source("org/politeness", None, {"validation": "dev"}))
     folder = write_cell(tmp_path / "hub", hub, 1, {"accuracy": 0.75}, data="org/politeness@abc123", model="m")
     (folder / "model").mkdir()
-    write_cards(read_results(tmp_path / "hub", [hub]))
+    write_cards(read_results(tmp_path / "hub", SUITE, [hub]), model_card, {})
     (result,) = card_of(folder).data.eval_results
     assert (result.dataset_type, result.dataset_split) == ("org/politeness", "dev")
     assert result.dataset_revision == "abc123"
@@ -196,7 +197,7 @@ def test_examples_run_in_a_fresh_process(tmp_path: Path, task: str, model_type: 
     metrics = dict.fromkeys(own.metrics, 0.5)
     folder = write_cell(tmp_path, own, 1, metrics, model=model_type, model_type=model_type)
     write_model(folder / "model", own, model_type)
-    write_cards(read_results(tmp_path, [own]))
+    write_cards(read_results(tmp_path, SUITE, [own]), model_card, {})
     output = run_example(folder / "model")
     assert re.fullmatch(printed, output.strip().splitlines()[-1])
     if model_type == "luna":

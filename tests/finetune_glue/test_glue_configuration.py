@@ -11,8 +11,8 @@ import pytest
 from common.config.keys import keys_of
 from common.config.yaml_config import ConfigurationError
 from finetune_glue.configuration import GlueConfig, load_config
-from finetune_glue.settings import Hyperparameters
-from finetune_glue.tasks import GLUE
+from finetune_glue.data.tasks import GLUE
+from finetune_glue.training.settings import Hyperparameters
 
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs/glue").glob("*.yaml"))
@@ -92,6 +92,7 @@ def test_command_line_reaches_into_mappings(load):
         ("seeds: 0", [], "seeds is 0: it must be at least 1."),
         ("seeds: 1000000000000", [], "seeds is 1000000000000: it must be at most 1,000."),
         ("side_by_side: 1000000000000", [], "side_by_side is 1000000000000: it must be at most 1,000."),
+        ("per_device_train_batch_size: 0", [], "per_device_train_batch_size is 0: it must be at least 1, or null."),
         ("", ["--model", "a/model", "b=c", "x/a"], "model: a/model and x/a would both be called a: name them with"),
         ("", ["--model", "[]"], "model: name one, a folder or an id of the Hub"),
         ("", ["--model", "..=a"], "model: .. cannot be the name of a folder: name it with NAME=MODEL."),

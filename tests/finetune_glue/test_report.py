@@ -9,6 +9,7 @@ import pytest
 from cell_folders import write_cell
 
 from common.errors import UserError
+from experiments import report as experiments_report
 from finetune_glue import report
 from finetune_glue.configuration import GlueConfig
 
@@ -22,7 +23,7 @@ def test_calls_that_end_together_write_one_after_the_other(tmp_path: Path, monke
         time.sleep(0.3)
         inside.unlink()
 
-    monkeypatch.setattr(report, "draw_results", draw)
+    monkeypatch.setattr(experiments_report, "draw_results", draw)
     config = GlueConfig(output_dir=str(tmp_path), model="a", tasks="rte")
     fork = multiprocessing.get_context("fork")
     calls = [fork.Process(target=report.write_report, args=(config, [])) for _ in range(3)]

@@ -21,8 +21,8 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from common.errors import UserError
 from finetune_glue import run_glue
 from finetune_glue.configuration import load_config
+from finetune_glue.data.tasks import GLUE
 from finetune_glue.submission import check_submission
-from finetune_glue.tasks import GLUE
 
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +125,28 @@ def test_from_files_to_the_zip(arguments: Callable, tmp_path: Path, capsys: pyte
     assert run_glue.main(load_config(deduplicated(gone))) == 0
     assert "2 of 2 cells are finished already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (run / "cells").rglob("*.json")} == before
+
+
+def test_a_dry_run_shows_the_plan_and_leaves_no_trace(
+    arguments: Callable, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    command = arguments("--tasks", "cola,rte", "--hyperparameters.max_steps", "1")
+    assert run_glue.main(load_config(command), dry_run=True) == 0
+    assert "2 of 2 cells would be run" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    assert run_glue.main(load_config(deduplicated([*command, "--tasks", "cola"]))) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    capsys.readouterr()
+    assert run_glue.main(load_config(command), dry_run=True) == 0
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "| task | model | setting | finished | seeds to run |",
+        "|------|------:|--------:|---------:|-------------:|",
+        "| CoLA |  luna | default |        1 |            - |",
+        "| RTE  |  luna | default |        0 |            1 |",
+    ]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    missing = deduplicated([*command, "--data", str(tmp_path / "none")])
+    with pytest.raises(UserError, match=f"^There is no folder {tmp_path}/none"):
+        run_glue.main(load_config(missing), dry_run=True)
 
 
 @pytest.mark.slow

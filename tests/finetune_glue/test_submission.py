@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from cell_folders import NUMBERS, TEST_ROWS, edit_result, own_task, write_cell, write_predictions
 
+from common.contents import digest_of_files
 from common.errors import UserError
-from finetune_glue.contents import digest_of_files
-from finetune_glue.results import read_result, read_results
+from experiments.cell_folder import read_result
+from experiments.results import read_results
+from finetune_glue.data.tasks import GLUE, SUITE, TASKS
 from finetune_glue.submission import (
     FILES,
     SubmissionError,
@@ -20,7 +22,6 @@ from finetune_glue.submission import (
     write_submission,
     write_submissions,
 )
-from finetune_glue.tasks import GLUE, TASKS
 
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,7 @@ def files_of(path: Path) -> dict[str, str]:
 
 def test_zip_holds_what_the_server_wants(tmp_path: Path):
     write_run(tmp_path)
-    (message, note) = write_submissions(read_results(tmp_path), tmp_path)
+    (message, note) = write_submissions(read_results(tmp_path, SUITE), tmp_path)
     assert message == f"{tmp_path / 'submission.zip'}: 11 files of predictions of luna"
     assert "not a valid submission" in note and "CoLA.tsv" in note
     files = files_of(tmp_path / "submission.zip")
@@ -64,7 +65,7 @@ def test_official_numbers_of_rows_make_a_valid_submission(tmp_path: Path):
         folder = tmp_path / "cells/luna" / file.run_on / "default/seed-1"
         write_predictions(folder / "predictions" / f"{file.split}.tsv", TASKS[file.task], file.rows)
         edit_result(folder, rows=read_result(folder)["rows"] | {file.split: file.rows})
-    assert len(write_submissions(read_results(tmp_path), tmp_path)) == 1
+    assert len(write_submissions(read_results(tmp_path, SUITE), tmp_path)) == 1
     assert check_submission(tmp_path / "submission.zip") == []
     rows = {name: len(text.splitlines()) - 1 for name, text in files_of(tmp_path / "submission.zip").items()}
     assert rows == {
@@ -88,7 +89,7 @@ def test_best_seed_of_the_best_setting_is_taken(tmp_path: Path):
             label = "entailment" if (setting, seed) == ("good", 2) else "not_entailment"
             lines = "".join(f"{index}\t{label}\n" for index in range(TEST_ROWS))
             (folder / "predictions/test.tsv").write_text("index\tprediction\n" + lines)
-    write_submissions(read_results(tmp_path), tmp_path)
+    write_submissions(read_results(tmp_path, SUITE), tmp_path)
     assert "not_entailment" not in files_of(tmp_path / "submission.zip")["RTE.tsv"]
 
 
@@ -96,7 +97,7 @@ def test_numbers_are_clipped_and_rounded(tmp_path: Path):
     write_run(tmp_path)
     path = tmp_path / "cells/luna/stsb/default/seed-1/predictions/test.tsv"
     path.write_text("index\tprediction\n0\t-0.2\n1\t5.3125\n2\t2.71828\n3\t1e-07\n4\t3\n5\t4.9996\n")
-    write_submissions(read_results(tmp_path), tmp_path)
+    write_submissions(read_results(tmp_path, SUITE), tmp_path)
     numbers = [line.split("\t")[1] for line in files_of(tmp_path / "submission.zip")["STS-B.tsv"].splitlines()[1:]]
     assert numbers == ["0.000", "5.000", "2.718", "0.000", "3.000", "5.000"]
 
@@ -104,13 +105,13 @@ def test_numbers_are_clipped_and_rounded(tmp_path: Path):
 def test_task_without_predictions_is_named_and_no_zip_is_written(tmp_path: Path):
     write_run(tmp_path, tuple(task for task in GLUE if task not in ("wnli", "mnli")))
     shutil.rmtree(tmp_path / "cells/luna/sst2/default/seed-1/predictions")
-    (line,) = write_submissions(read_results(tmp_path), tmp_path)
+    (line,) = write_submissions(read_results(tmp_path, SUITE), tmp_path)
     assert line == (
         "no submission.zip: the server wants 11 files, and there are no predictions for some: "
         f"`python finetune_glue/submission.py {tmp_path} --model luna` says what to do."
     )
     with pytest.raises(SubmissionError) as raised:
-        write_submission(read_results(tmp_path), "luna", tmp_path / "submission.zip")
+        write_submission(read_results(tmp_path, SUITE), "luna", tmp_path / "submission.zip")
     message = str(raised.value)
     assert "SST-2.tsv: there is no " in message and "put the test file of SST-2 with the data" in message
     assert "MNLI-m.tsv, MNLI-mm.tsv, AX.tsv, WNLI.tsv: run --tasks mnli,wnli" in message
@@ -119,7 +120,7 @@ def test_task_without_predictions_is_named_and_no_zip_is_written(tmp_path: Path)
 
 def test_missing_tasks_can_be_filled_in(tmp_path: Path):
     write_run(tmp_path, tuple(task for task in GLUE if task not in ("wnli", "stsb", "mnli")))
-    messages = write_submission(read_results(tmp_path), "luna", tmp_path / "submission.zip", fill_missing=True)
+    messages = write_submission(read_results(tmp_path, SUITE), "luna", tmp_path / "submission.zip", fill_missing=True)
     assert messages[0].endswith(": 6 files of predictions of luna")
     assert messages[1].endswith(": STS-B.tsv, MNLI-m.tsv, MNLI-mm.tsv, WNLI.tsv, AX.tsv")
     files = files_of(tmp_path / "submission.zip")
@@ -141,11 +142,11 @@ def test_missing_tasks_can_be_filled_in(tmp_path: Path):
 )
 def test_wrong_predictions_leave_the_old_zip(tmp_path: Path, task: str, content: str, message: str):
     write_run(tmp_path)
-    write_submissions(read_results(tmp_path), tmp_path)
+    write_submissions(read_results(tmp_path, SUITE), tmp_path)
     before = (tmp_path / "submission.zip").read_bytes()
     path = tmp_path / "cells/luna" / task / "default/seed-1/predictions/test.tsv"
     path.write_text(content)
-    (said,) = write_submissions(read_results(tmp_path), tmp_path)
+    (said,) = write_submissions(read_results(tmp_path, SUITE), tmp_path)
     assert f"{path}" in said and message in said
     assert (tmp_path / "submission.zip").read_bytes() == before
     assert [found.name for found in tmp_path.glob("*submission*")] == ["submission.zip"]
@@ -156,9 +157,9 @@ def test_predictions_that_were_changed_by_hand(tmp_path: Path):
     folder = tmp_path / "cells/luna/rte/default/seed-1"
     path = folder / "predictions/test.tsv"
     edit_result(folder, predictions={"test": digest_of_files([path])})
-    assert len(write_submissions(read_results(tmp_path), tmp_path)) == 2
+    assert len(write_submissions(read_results(tmp_path, SUITE), tmp_path)) == 2
     path.write_text(path.read_text().replace("0\tentailment", "0\tnot_entailment"))
-    assert write_submissions(read_results(tmp_path), tmp_path) == [
+    assert write_submissions(read_results(tmp_path, SUITE), tmp_path) == [
         f"no submission.zip: {path} has been changed since it was written: delete {folder} to run it again."
     ]
 
@@ -168,7 +169,7 @@ def test_predictions_that_cannot_be_read(tmp_path: Path):
     path = tmp_path / "cells/luna/rte/default/seed-1/predictions/test.tsv"
     path.unlink()
     path.mkdir()
-    assert write_submissions(read_results(tmp_path), tmp_path) == [
+    assert write_submissions(read_results(tmp_path, SUITE), tmp_path) == [
         f"no submission.zip: {path} cannot be read: Is a directory."
     ]
 
@@ -176,13 +177,13 @@ def test_predictions_that_cannot_be_read(tmp_path: Path):
 def test_a_zip_that_cannot_be_written(tmp_path: Path):
     write_run(tmp_path)
     (tmp_path / "submission.zip").mkdir()
-    (line,) = write_submissions(read_results(tmp_path), tmp_path)
+    (line,) = write_submissions(read_results(tmp_path, SUITE), tmp_path)
     assert line == f"no submission.zip: {tmp_path / 'submission.zip'} cannot be written: Is a directory."
 
 
 def test_an_encrypted_zip(tmp_path: Path):
     write_run(tmp_path)
-    write_submissions(read_results(tmp_path), tmp_path)
+    write_submissions(read_results(tmp_path, SUITE), tmp_path)
     path = tmp_path / "submission.zip"
     content = bytearray(path.read_bytes())
     content[6] |= 1  # the flag, in the file's header and in the directory
@@ -194,7 +195,7 @@ def test_an_encrypted_zip(tmp_path: Path):
 
 def test_check_finds_what_the_server_would_refuse(tmp_path: Path):
     write_run(tmp_path)
-    write_submissions(read_results(tmp_path), tmp_path)
+    write_submissions(read_results(tmp_path, SUITE), tmp_path)
     contents = files_of(tmp_path / "submission.zip")
     del contents["QQP.tsv"]
     contents |= {
@@ -244,5 +245,5 @@ def test_wrong_folder_ends_in_a_message(tmp_path: Path):
 def test_tasks_of_ones_own_have_no_server(tmp_path: Path):
     task = own_task()
     write_cell(tmp_path, task, 1, {"accuracy": 0.5})
-    assert write_submissions(read_results(tmp_path, [task]), tmp_path) == []
+    assert write_submissions(read_results(tmp_path, SUITE, [task]), tmp_path) == []
     assert not list(tmp_path.glob("*.zip"))

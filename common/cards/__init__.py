@@ -1,0 +1,1 @@
+"""Model cards: their form, and what those of all Luna models say."""
