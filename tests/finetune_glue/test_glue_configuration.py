@@ -104,10 +104,10 @@ def test_command_line_reaches_into_mappings(load):
         ("grid: {learning_rate: [1, 1.0]}", [], "grid: two of its points would both be called learning_rate=1."),
         (f"grid: {{model.{'a' * 200}: [1]}}", [], "=1 is too long for the name of a folder: try fewer keys."),
         ("hyperparameters: {batch_size: 0}", [], "hyper-parameters of cola: batch_size is 0: it must be at least 1."),
-        ("save_models: some", [], "save_models is 'some': it must be one of best, all, none."),
+        ("save_models: some", [], "save_models is 'some': it must be one of 'best', 'all', 'none'."),
         ("transfer: true\ntasks: rte", [], "transfer is True: it needs mnli among the tasks, and one of rte, mrpc"),
         ("transfer: true\nsave_models: none", [], "save_models is 'none': it must be best or all where transfer"),
-        ("mixed_precision: fp16", [], "mixed_precision is 'fp16': it must be bf16, no or null."),
+        ("mixed_precision: fp16", [], "mixed_precision is 'fp16': it must be one of 'bf16', 'no', null."),
     ],
 )  # fmt: skip
 def test_what_cannot_be(load, lines: str, arguments: list[str], message: str):

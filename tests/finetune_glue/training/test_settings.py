@@ -43,11 +43,11 @@ def test_nothing_given_is_what_the_class_says():
         ({"batch_size": 1.5}, {}, {}, "hyperparameters.batch_size is 1.5: it must be a whole number."),
         ({"batch_size": 0}, {}, {}, "hyper-parameters of rte: batch_size is 0: it must be at least 1."),
         ({"warmup_steps": 1.5}, {}, {}, "hyper-parameters of rte: warmup_steps is 1.5: it must be whole, or below 1."),
-        ({"lr_scheduler_type": "steps"}, {}, {}, "lr_scheduler_type is 'steps': it must be one of linear, cosine"),
+        ({"lr_scheduler_type": "steps"}, {}, {}, "lr_scheduler_type is 'steps': it must be one of 'linear', 'cosine'"),
         ({"max_steps": 0}, {}, {}, "hyper-parameters of rte: max_steps is 0: it must be at least 1, or null."),
         ({"adam_beta1": 1.0}, {}, {}, "adam_beta1 is 1.0: it must be below 1."),
         ({"weight_decay": -0.1}, {}, {}, "weight_decay is -0.1: it must be at least 0."),
-        ({"num_train_epochs": float("inf")}, {}, {}, "num_train_epochs is inf: it must be below inf."),
+        ({"num_train_epochs": float("inf")}, {}, {}, "num_train_epochs is inf: it must be finite."),
         ({"max_length": 7}, {}, {}, "max_length is 7: it must be at least 8."),
         ({}, {}, {"learning_rate": [0.0]}, "learning_rate is 0.0: it must be above 0."),
         (
