@@ -8,7 +8,7 @@ JOBS ?= 2
 INSTALLED := .venv/installed
 INSTALLED_DEV := .venv-dev/installed
 
-.PHONY: help pretrain glue bench test test-fast lint docs clean
+.PHONY: help pretrain glue bench test test-slow lint docs clean
 
 help:
 	@echo "make pretrain    pretrain a small Luna on this computer's CPU: configs/pretrain/demo.yaml;"
@@ -17,8 +17,8 @@ help:
 	@echo "                 ARGS=\"--tasks cola,rte --data hub --output_dir runs/glue\" (or --data FOLDER)"
 	@echo "make bench       speed and memory of Luna, RoBERTa and ModernBERT on this computer, in about four minutes;"
 	@echo "                 ARGS=\"--help\" lists what else benchmarks/speed/speed.py measures"
-	@echo "make test        all tests, in JOBS=2 processes"
-	@echo "make test-fast   the tests without the slow ones"
+	@echo "make test        the tests, in JOBS=2 processes"
+	@echo "make test-slow   those that take more than a few seconds each"
 	@echo "make lint        ruff, mypy, and the floors of the folders (import-linter)"
 	@echo "make docs        build the documentation as a site, in site/"
 	@echo "make clean       remove .venv, .venv-dev and all caches; data/ and runs/ stay"
@@ -40,12 +40,12 @@ glue: $(INSTALLED)
 	@.venv/bin/python finetune_glue/run_glue.py configs/glue/demo.yaml $(ARGS)
 
 # Two processes with one thread each. The tests of a file stay in one process, because they share fixtures.
-test test-fast: export OMP_NUM_THREADS := 1
+test test-slow: export OMP_NUM_THREADS := 1
 test: $(INSTALLED_DEV)
-	@.venv-dev/bin/python -m pytest -q -n $(JOBS) --dist loadscope $(ARGS)
-
-test-fast: $(INSTALLED_DEV)
 	@.venv-dev/bin/python -m pytest -q -n $(JOBS) --dist loadscope -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED_DEV)
+	@.venv-dev/bin/python -m pytest -q -n $(JOBS) --dist loadscope -m slow $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	@.venv-dev/bin/ruff check .
