@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from .tracing_luna import runs_eagerly
+
 
 ONEDNN_PRODUCTS = 2**27  # multiply-adds of a map, below which setting up a convolution takes longer than it saves
 PLAIN_FORWARDS: dict[type[nn.Module], Callable] = {kind: kind.forward for kind in (nn.Linear, nn.Dropout, nn.Conv1d)}
@@ -78,20 +80,6 @@ def is_plain(module: nn.Module) -> bool:
 def is_plain_tensor(tensor: torch.Tensor) -> bool:
     """Not a part of a tensor that is spread over devices, nor a quantised one, nor one without values."""
     return type(tensor) in (torch.Tensor, nn.Parameter)
-
-
-def is_recorded() -> bool:
-    """Whether a graph is recorded for other data: by torch.compile, torch.export or torch.jit.trace."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
-def is_transformed() -> bool:
-    """Whether a transform of `torch.func` is at work (vmap, grad, jvp or what is made of them) and not recorded."""
-    return not is_recorded() and torch._C._are_functorch_transforms_active()
-
-
-def runs_eagerly() -> bool:
-    return not (is_recorded() or is_transformed())
 
 
 def onednn_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

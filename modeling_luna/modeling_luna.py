@@ -11,33 +11,43 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import is_flash_attention_requested
 
+from .attention_luna import (
+    AttentionPlan,
+    at_least_float32,
+    attention_by_document,
+    eager_attention_forward,
+    has_varlen_kernel,
+    pair_rows,
+    softmax,
+)
 from .code_luna import class_reference, registered_class
 from .configuration_luna import LunaConfig
 from .kernels_luna import (
     apply_convolution,
     apply_dropout,
     apply_linear,
-    fast_dropout,
     is_plain,
-    is_recorded,
-    is_transformed,
     linear_by_document,
-    runs_eagerly,
+)
+from .losses_luna import cross_entropy, document_loss, position_loss
+from .outputs_luna import (
+    LunaClassifierOutput,
+    LunaMaskedLMOutput,
+    LunaModelOutput,
+    LunaQuestionAnsweringOutput,
+    classifier_output,
+    recorded_outputs,
 )
 from .releases_luna import (
     ALL_ATTENTION_FUNCTIONS,
@@ -46,452 +56,18 @@ from .releases_luna import (
     create_bidirectional_mask,
     merge_with_config_defaults,
 )
-
-
-@dataclass
-class LunaModelOutput(ModelOutput):
-    """
-    Output of [`LunaModel`].
-
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch, n, hidden_size)`):
-            The tokens after the last layer; at padding it is finite and holds no meaning.
-        packed_last_hidden_state (`torch.FloatTensor` of shape `(batch, l, hidden_size)`):
-            The packed state P after the last layer, l = min(projection_length, n) (projection_length where
-            `dynamic_projection` is off). A row of m < l tokens uses the first m slots; the others hold no meaning.
-        hidden_states (`tuple`, with `output_hidden_states=True`):
-            The tokens after the embeddings and after each layer (with pre-norm the last after the final norm).
-        packed_hidden_states (`tuple`, with `output_packed_hidden_states=True`):
-            P after the embeddings and after each layer (with pre-norm: before the final norm).
-        attentions (`tuple`, with `output_attentions=True` and the eager implementation):
-            Unpack attention of each layer, `(batch, heads, n, l)`.
-        pack_attentions (`tuple`, with `output_pack_attentions=True` and the eager implementation):
-            Pack attention of each layer, `(batch, heads, l, n)`.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    packed_last_hidden_state: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    packed_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class LunaMaskedLMOutput(ModelOutput):
-    """
-    Output of [`LunaForMaskedLM`].
-
-    Args:
-        loss (scalar `torch.FloatTensor`, where labels are given):
-            Mean cross entropy over the labelled positions, in nats.
-        logits (`torch.FloatTensor` of shape `(batch, n, vocab_size)`):
-            Scores before the softmax; of shape `(labelled positions, vocab_size)` with labels and
-            `sparse_prediction`, but under `torch.func.vmap`, which cannot know their number.
-        hidden_states, attentions, packed_last_hidden_state, packed_hidden_states, pack_attentions:
-            As in [`LunaModelOutput`].
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    packed_last_hidden_state: torch.FloatTensor | None = None
-    packed_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class LunaClassifierOutput(ModelOutput):
-    """
-    Output of [`LunaForSequenceClassification`], [`LunaForTokenClassification`] and [`LunaForMultipleChoice`].
-
-    Args:
-        loss (scalar `torch.FloatTensor`, where labels are given):
-            Cross entropy in nats; for regression the mean squared error, for several labels the binary cross entropy.
-        logits (`torch.FloatTensor`):
-            `(documents, num_labels)`, `(batch, n, num_labels)` and `(batch, choices)`.
-        hidden_states, attentions, packed_last_hidden_state, packed_hidden_states, pack_attentions:
-            As in [`LunaModelOutput`].
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    packed_last_hidden_state: torch.FloatTensor | None = None
-    packed_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class LunaQuestionAnsweringOutput(ModelOutput):
-    """
-    Output of [`LunaForQuestionAnswering`].
-
-    Args:
-        loss (scalar `torch.FloatTensor`, where positions are given):
-            Mean of the cross entropies of start and end, in nats.
-        start_logits, end_logits (`torch.FloatTensor` of shape `(documents, n)`):
-            Scores before the softmax; the lowest number of the dtype at padding.
-        hidden_states, attentions, packed_last_hidden_state, packed_hidden_states, pack_attentions:
-            As in [`LunaModelOutput`].
-    """
-
-    loss: torch.FloatTensor | None = None
-    start_logits: torch.FloatTensor | None = None
-    end_logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    packed_last_hidden_state: torch.FloatTensor | None = None
-    packed_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-class RaggedRows(NamedTuple):
-    """Where rows of different lengths lie in a batch of states (batch, width, ...).
-
-    The states, read row by row and without padding, hold one ragged row after another. The rows are the documents of
-    a batch (one row of the batch may hold several), or the used slots of each document.
-
-    A tuple, so that whatever moves tensors between devices finds them.
-
-    Args:
-        shape: (batch, width).
-        index: places in the flattened batch, padding left out; None where there is no padding.
-        cu_seq_lens: (rows + 1), where each row begins and ends among the places of `index`.
-        max_length: at least the length of the longest row.
-        mask: (rows, max_length), which cells of the padded form hold a state.
-        cells: (rows, max_length), the place in the flattened batch that fills each of these cells; cells outside
-            the mask repeat a state of their own row.
-        places: (states), the cell of the padded form that each state is in.
-    """
-
-    shape: tuple[int, int]
-    index: torch.Tensor | None
-    cu_seq_lens: torch.Tensor
-    max_length: int
-    mask: torch.Tensor
-    cells: torch.Tensor
-    places: torch.Tensor
-
-    @classmethod
-    def build(
-        cls, shape: tuple[int, int], index: torch.Tensor | None, cu_seq_lens: torch.Tensor, max_length: int
-    ) -> "RaggedRows":
-        device = cu_seq_lens.device
-        starts, lengths = cu_seq_lens[:-1].unsqueeze(1), cu_seq_lens.diff().unsqueeze(1)
-        steps = torch.arange(max_length, device=device)
-        num_states = shape[0] * shape[1] if index is None else index.shape[0]
-        cells = (starts + torch.minimum(steps, (lengths - 1).clamp(min=0))).clamp(max=num_states - 1)
-        states = torch.arange(num_states, device=device)
-        rows = torch.searchsorted(cu_seq_lens[1:], states, right=True)
-        return cls(
-            shape=shape,
-            index=index,
-            cu_seq_lens=cu_seq_lens,
-            max_length=max_length,
-            mask=steps < lengths,
-            cells=cells if index is None else index[cells],
-            places=rows * max_length + states - cu_seq_lens[rows],
-        )
-
-    @classmethod
-    def from_mask(cls, mask: torch.Tensor) -> "RaggedRows":
-        """One ragged row for each row of a mask (batch, width), whose True are states.
-
-        A row without any keeps its first one: attention kernels differ in what they make of an empty row.
-        """
-        batch_size, width = mask.shape
-        mask = mask | (~mask.any(dim=1, keepdim=True) & (torch.arange(width, device=mask.device) == 0))
-        cu_seq_lens = nn.functional.pad(mask.sum(dim=1).cumsum(dim=0), (1, 0))
-        return cls.build((batch_size, width), mask.flatten().nonzero().squeeze(1), cu_seq_lens, width)
-
-    def pad(self, states: torch.Tensor) -> torch.Tensor:
-        """(batch, width, ...) -> (rows, max_length, ...)"""
-        return take(states.flatten(0, 1), self.cells)
-
-    def unpad(self, states: torch.Tensor) -> torch.Tensor:
-        """(rows, max_length, ...) -> (batch, width, ...), zeros at padding"""
-        return self._spread(take(states.flatten(0, 1), self.places))
-
-    def flatten(self, states: torch.Tensor) -> torch.Tensor:
-        """(batch, width, ...) -> (1, states, ...)"""
-        states = states.flatten(0, 1)
-        return (states if self.index is None else take(states, self.index)).unsqueeze(0)
-
-    def unflatten(self, states: torch.Tensor) -> torch.Tensor:
-        """(1, states, ...) -> (batch, width, ...), zeros at padding"""
-        return self._spread(states.squeeze(0))
-
-    def positions(self) -> torch.Tensor:
-        """(batch, width), the place of each state within its row; 0 at padding"""
-        return self._spread(self.places % self.max_length)
-
-    def _spread(self, states: torch.Tensor) -> torch.Tensor:
-        if self.index is not None:
-            batch = states.new_zeros(self.shape[0] * self.shape[1], *states.shape[1:])
-            states = batch.index_copy(0, self.index, states)
-        return states.unflatten(0, self.shape)
-
-
-def smaller_size(limit: int, size: int | torch.SymInt | torch.Tensor) -> int | torch.SymInt | torch.Tensor:
-    """The minimum, as an expression where a graph is recorded; the sizes of torch.jit.trace are tensors."""
-    return size.clamp(max=limit) if torch.jit.is_tracing() else torch.sym_min(limit, size)
-
-
-def take(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """states[places], with a backward pass that is several times faster."""
-    return states.index_select(0, places.flatten()).unflatten(0, places.shape)
-
-
-def without_transforms(values: torch.Tensor) -> torch.Tensor:
-    """The values of a tensor for all samples of `torch.func.vmap`, with a dimension more for each vmap."""
-    while is_transformed() and torch._C._functorch.is_functorch_wrapped_tensor(values):
-        values = torch._C._functorch.get_unwrapped(values)
-    return values
-
-
-def is_vmapped(values: torch.Tensor | None) -> bool:
-    return values is not None and values.ndim != without_transforms(values).ndim
-
-
-def can_be_read(values: torch.Tensor) -> bool:
-    """Whether a program may look at the values: on a GPU it would have to wait for them."""
-    return values.device.type == "cpu" and not is_recorded() and not is_vmapped(values)
-
-
-def true_places(mask: torch.Tensor, count: int | None = None) -> torch.Tensor:
-    """Where a flattened mask is true; `count` says how often that is, so that a GPU need not be waited for."""
-    if count is None:
-        return mask.flatten().nonzero().squeeze(1)
-    if can_be_read(mask) and count != mask.sum():
-        raise ValueError(f"num_tokens or num_predicted is {count}, but the batch has {int(mask.sum())}.")
-    return torch.nonzero_static(mask.flatten(), size=count).squeeze(1)
-
-
-SEVERAL_DOCUMENTS = (
-    "Several documents in a row: give cu_seq_lens_q and max_length_q to a compiled model; torch.jit.trace needs rows "
-    "of one document."
+from .rows_luna import (
+    RaggedRows,
+    check_choices,
+    check_range,
+    first_positions,
+    prepare_rows,
+    smaller_size,
+    take,
+    true_places,
+    used_slots,
 )
-
-
-def locate_documents(
-    shape: tuple[int, int],
-    attention_mask: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
-    cu_seq_lens: torch.Tensor | None = None,
-    max_length: int | None = None,
-    num_tokens: int | None = None,
-) -> RaggedRows | None:
-    """Find the documents of a batch whose rows hold several of them.
-
-    Args:
-        shape: (batch, n).
-        attention_mask: (batch, n), False at padding.
-        position_ids: (batch, n) or (1, n); without `cu_seq_lens` a document begins where they do not rise.
-        cu_seq_lens: (documents + 1), where the documents begin and end in the batch read row by row, padding included.
-        max_length: the length of the longest document; with it a GPU need not be waited for.
-        num_tokens: the same for the number of tokens, where there is a mask.
-
-    Returns:
-        None where every row is one document.
-
-    Raises:
-        ValueError: for `cu_seq_lens` under torch.jit.trace; (on a CPU) for those that do not span the batch, or a
-            `max_length` that is too small.
-    """
-    if cu_seq_lens is None and position_ids is None:
-        return None
-    if cu_seq_lens is not None and torch.jit.is_tracing():
-        raise ValueError(SEVERAL_DOCUMENTS)
-    if cu_seq_lens is None:
-        position_ids = position_ids.expand(shape)
-        if is_recorded() or is_vmapped(position_ids) or is_vmapped(attention_mask):
-            require_one_document(position_ids, attention_mask)
-            return None
-    index = None if attention_mask is None else true_places(attention_mask, num_tokens)
-    if cu_seq_lens is None:
-        places = torch.arange(position_ids.numel(), device=position_ids.device) if index is None else index
-        positions, rows = position_ids.flatten()[places], places // shape[1]
-        new_row, restart = rows.diff() > 0, positions.diff() <= 0
-        if not (restart & ~new_row).any():
-            return None
-        starts = (restart | new_row).nonzero().squeeze(1) + 1
-        cu_seq_lens = nn.functional.pad(starts, (1, 1))
-        cu_seq_lens[-1] = places.shape[0]
-    else:
-        check_cu_seq_lens(cu_seq_lens, shape[0] * shape[1])
-        if attention_mask is not None:
-            cu_seq_lens = nn.functional.pad(attention_mask.flatten().cumsum(dim=0), (1, 0))[cu_seq_lens]
-    if max_length is None:
-        max_length = int(cu_seq_lens.diff().max())
-    elif can_be_read(cu_seq_lens):
-        longest = int(cu_seq_lens.diff().max())
-        if longest > max_length:
-            raise ValueError(f"max_length_q is {max_length}, but the longest document has {longest} tokens.")
-    return RaggedRows.build(shape, index, cu_seq_lens, max_length)
-
-
-def require_one_document(position_ids: torch.Tensor, attention_mask: torch.Tensor | None):
-    """Fail for rows of several documents where their number, on which shapes depend, cannot be known."""
-    rises = position_ids.diff() > 0
-    if attention_mask is not None:
-        rises = rises | ~attention_mask[:, 1:] | ~attention_mask[:, :-1]
-    if is_recorded():
-        torch._assert_async(rises.all(), SEVERAL_DOCUMENTS)
-    elif not without_transforms(rises).all():
-        raise ValueError("Several documents in a row: torch.func.vmap takes rows of one document.")
-
-
-def check_cu_seq_lens(cu_seq_lens: torch.Tensor, num_tokens: int):
-    if not can_be_read(cu_seq_lens):
-        return
-    if (
-        cu_seq_lens.ndim != 1
-        or cu_seq_lens.numel() < 2
-        or cu_seq_lens[0] != 0
-        or cu_seq_lens[-1] != num_tokens
-        or (cu_seq_lens.diff() < 0).any()
-    ):
-        raise ValueError(
-            f"cu_seq_lens_q must rise from 0 to the number of tokens of the batch ({num_tokens}), as "
-            f"[0, end of the first document, ...]; found {cu_seq_lens.tolist()}."
-        )
-
-
-def pair_rows(tokens: RaggedRows, num_slots: int, slot_mask: torch.Tensor | None) -> tuple[RaggedRows, RaggedRows]:
-    """Ragged rows of tokens and of slots of which the k-th of the ones attends to the k-th of the others.
-
-    Each document gives two pairs: its tokens and the slots that it uses, and no tokens and the slots that it does not
-    use. So all slots stay where they are, and a GPU need not be waited for to know how many are used.
-
-    Args:
-        tokens: of the documents.
-        slot_mask: (documents, l), False at slots that are not used; None where all are.
-    """
-    lengths = tokens.cu_seq_lens.diff()
-    used = torch.full_like(lengths, num_slots) if slot_mask is None else slot_mask.sum(dim=1)
-    token_bounds, slot_bounds = (
-        nn.functional.pad(torch.stack(pair, dim=1).flatten().cumsum(dim=0), (1, 0))
-        for pair in ((lengths, torch.zeros_like(lengths)), (used, num_slots - used))
-    )
-    slots = RaggedRows.build((len(lengths), num_slots), None, slot_bounds, num_slots)
-    return tokens._replace(cu_seq_lens=token_bounds), slots
-
-
-class AttentionPlan(NamedTuple):
-    """How the states of queries and keys are laid out for the attention implementation.
-
-    Args:
-        mask: what the implementation takes as a mask, over the states as they are laid out.
-        queries, keys: ragged rows that are to be laid out; None where the states are left as they are, (batch, time).
-        varlen: lays ragged rows out one after another, for flash attention, instead of padding them.
-        by_document: lays them out so for `attention_by_document` instead.
-    """
-
-    mask: Any = None
-    queries: RaggedRows | None = None
-    keys: RaggedRows | None = None
-    varlen: bool = False
-    by_document: bool = False
-
-    def arrange(self, states: torch.Tensor, rows: RaggedRows | None) -> torch.Tensor:
-        if rows is None:
-            return states
-        return rows.flatten(states) if self.varlen else rows.pad(states)
-
-    def restore(self, context: torch.Tensor) -> torch.Tensor:
-        if self.queries is None:
-            return context
-        return self.queries.unflatten(context) if self.varlen else self.queries.unpad(context)
-
-    def kernel_kwargs(self) -> dict[str, Any]:
-        if not self.varlen:
-            return {}
-        return {
-            "cu_seq_lens_q": self.queries.cu_seq_lens.int(),
-            "cu_seq_lens_k": self.keys.cu_seq_lens.int(),
-            "max_length_q": self.queries.max_length,
-            "max_length_k": self.keys.max_length,
-        }
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to compute in what would lose too much in float16 or bfloat16."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def softmax(scores: torch.Tensor) -> torch.Tensor:
-    """Softmax over the last dimension, at least in float32."""
-    return nn.functional.softmax(scores, dim=-1, dtype=at_least_float32(scores.dtype))
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention with the weights written out; the mask is additive or boolean (True: attend)."""
-    attention_weights = torch.matmul(query * scaling, key.transpose(-1, -2))  # (batch, heads, queries, keys)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        attention_weights = attention_weights.masked_fill(~attention_mask, torch.finfo(query.dtype).min)
-    elif attention_mask is not None:
-        attention_weights = attention_weights + attention_mask
-    attention_weights = softmax(attention_weights).to(query.dtype)
-    attention_weights = fast_dropout(attention_weights, dropout, module.training)
-    context = torch.matmul(attention_weights, value)
-    return context.transpose(1, 2).contiguous(), attention_weights
-
-
-def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dims: set[int]) -> bool:
-    """Whether `varlen_attn` takes heads of these sizes, of this dtype or of autocast's, on this device."""
-    if device.type != "cuda":
-        return False
-    if torch.is_autocast_enabled("cuda"):
-        dtype = torch.get_autocast_dtype("cuda")
-    return (
-        dtype in (torch.float16, torch.bfloat16)
-        and all(head_dim <= 256 and head_dim % 8 == 0 for head_dim in head_dims)
-        and torch.version.cuda is not None
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
-
-
-def attention_by_document(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    scaling: float,
-    cu_seq_lens_q: torch.Tensor,
-    cu_seq_lens_k: torch.Tensor,
-    max_length_q: int,
-    max_length_k: int,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, None]:
-    """Attention without dropout of ragged rows, which lie one after another as (1, heads, states, head_dim).
-
-    A GPU does it in one kernel, a CPU with a call for each row.
-    """
-    if query.device.type != "cpu":
-        states = [heads.squeeze(0).transpose(0, 1) for heads in (query, key, value)]
-        context = varlen_attn(*states, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, scale=scaling)
-        return context.unsqueeze(0), None
-    lengths_q, lengths_k = cu_seq_lens_q.diff().tolist(), cu_seq_lens_k.diff().tolist()
-    rows = zip(query.split(lengths_q, dim=2), key.split(lengths_k, dim=2), value.split(lengths_k, dim=2), strict=True)
-    contexts = [
-        nn.functional.scaled_dot_product_attention(*row, scale=scaling) if keys else torch.zeros_like(row[0])
-        for row, queries, keys in zip(rows, lengths_q, lengths_k, strict=True)
-        if queries
-    ]
-    return torch.cat(contexts, dim=2).transpose(1, 2), None
+from .tracing_luna import is_recorded, is_transformed, is_vmapped, runs_eagerly
 
 
 class LunaEmbeddings(nn.Module):
@@ -587,36 +163,6 @@ class LunaEmbeddings(nn.Module):
             else "position_ids",
         )
         return self.position_embeddings(position_ids + self.position_offset)
-
-
-def first_positions(
-    position_ids: torch.Tensor, attention_mask: torch.Tensor | None, documents: RaggedRows | None
-) -> torch.Tensor:
-    """The position of the first token of each document, (documents, 1); (1, 1) where it is the same for all rows."""
-    if documents is not None:
-        return documents.pad(position_ids.expand(documents.shape))[:, :1]
-    if attention_mask is not None:
-        return position_ids.expand_as(attention_mask).gather(1, attention_mask.int().argmax(dim=1, keepdim=True))
-    return position_ids[:, :1]
-
-
-def used_slots(document_mask: torch.Tensor, num_slots: int) -> torch.Tensor:
-    """Which of its slots a document uses, (documents, l), where `document_mask` (documents, n) tells its tokens.
-
-    A document without a token has one slot all the same, so that whatever is computed from its slots is finite.
-    """
-    lengths = document_mask.sum(dim=-1, keepdim=True).clamp(min=1)
-    return torch.arange(num_slots, device=document_mask.device) < lengths
-
-
-def check_range(ids: torch.Tensor, limit: int, name: str):
-    """Raise a `ValueError` for ids outside [0, limit), on a CPU alone: a GPU would have to wait for the answer."""
-    ids = without_transforms(ids)
-    if not can_be_read(ids) or ids.numel() == 0:
-        return
-    smallest, largest = (int(value) for value in torch.aminmax(ids))
-    if smallest < 0 or largest >= limit:
-        raise ValueError(f"{name} must lie between 0 and {limit - 1}; found {smallest} to {largest}.")
 
 
 def sinusoids(positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -1160,40 +706,6 @@ def the_given_one(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | 
     return given[0]
 
 
-def prepare_rows(
-    inputs: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    cu_seq_lens_k: torch.Tensor | None = None,
-    max_length_q: int | None = None,
-    max_length_k: int | None = None,
-    num_tokens: int | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor | None, RaggedRows | None]:
-    """Check the mask and the boundaries of a batch (see [`LunaModel.forward`]).
-
-    Returns the mask as booleans, and the documents where a row may hold several.
-    """
-    shape = tuple(inputs.shape[:2])
-    if attention_mask is not None:
-        if attention_mask.shape != shape:
-            raise ValueError(
-                f"attention_mask must have the shape (batch, n) = {shape}, not {tuple(attention_mask.shape)}: 1 for "
-                "tokens, 0 for padding."
-            )
-        attention_mask = attention_mask.bool()
-    if position_ids is not None and position_ids.shape not in (shape, (1, shape[1])):
-        raise ValueError(
-            f"position_ids must have the shape (batch, n) = {shape} or (1, n), not {tuple(position_ids.shape)}."
-        )
-    cu_seq_lens = cu_seq_lens_q if cu_seq_lens_q is not None else cu_seq_lens_k
-    if cu_seq_lens is not None:
-        cu_seq_lens = cu_seq_lens.to(inputs.device)
-    max_length = max_length_q if max_length_q is not None else max_length_k
-    return attention_mask, locate_documents(shape, attention_mask, position_ids, cu_seq_lens, max_length, num_tokens)
-
-
 # To so many columns the logits are padded in training on a GPU: with an odd vocabulary, such as RoBERTa's 50,265, the
 # products of the head take four times as long.
 TENSOR_CORE_MULTIPLE = 64
@@ -1577,99 +1089,6 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
         )
 
 
-def num_labelled(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor | int:
-    """What divides a sum of losses: the number given, or that of the labels that are not -100; 1 where it is 0."""
-    count = labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch
-    if torch.is_tensor(count):
-        count = count.to(labels.device)
-    return count + (count == 0)
-
-
-def in_float32(logits: torch.Tensor) -> torch.Tensor:
-    """For a loss: in float32, or as they are where that is more."""
-    return logits.to(at_least_float32(logits.dtype))
-
-
-def cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-) -> torch.Tensor:
-    """Cross entropy in nats of logits (..., classes); labels (...) of -100 are ignored.
-
-    The mean over the other ones, 0 where there are none, or their sum divided by `num_items_in_batch`.
-    """
-    labels = labels.to(logits.device)
-    loss = nn.functional.cross_entropy(in_float32(logits).flatten(0, -2), labels.flatten(), reduction="sum")
-    return loss / num_labelled(labels, num_items_in_batch)
-
-
-def document_loss(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    config: LunaConfig,
-    num_items_in_batch: torch.Tensor | int | None = None,
-) -> torch.Tensor:
-    """The loss of `config.problem_type` for logits (documents, num_labels), divided as in `cross_entropy`.
-
-    Where `problem_type` is None, the labels decide it, and it is set.
-
-    Raises:
-        ValueError: for numbers, or several labels, of another shape than the logits.
-    """
-    if config.problem_type is None:
-        if config.num_labels == 1:
-            config.problem_type = "regression"
-        elif labels.dtype in (torch.long, torch.int):
-            config.problem_type = "single_label_classification"
-        else:
-            config.problem_type = "multi_label_classification"
-    if config.problem_type == "single_label_classification":
-        return cross_entropy(logits, labels, num_items_in_batch)
-
-    if config.num_labels == 1:
-        labels = labels.view(-1, 1)
-    if labels.shape != logits.shape:
-        raise ValueError(
-            f"labels must have the shape (documents, num_labels) = {tuple(logits.shape)}, not {tuple(labels.shape)}."
-        )
-    logits, labels = in_float32(logits), labels.to(logits.device)
-    missing = labels == -100
-    losses = {
-        "regression": nn.functional.mse_loss,
-        "multi_label_classification": nn.functional.binary_cross_entropy_with_logits,
-    }
-    loss = losses[config.problem_type](logits, labels.masked_fill(missing, 0).to(logits.dtype), reduction="none")
-    return loss.masked_fill(missing, 0.0).sum() / num_labelled(labels, num_items_in_batch)
-
-
-def position_loss(
-    logits: torch.Tensor,
-    positions: torch.Tensor,
-    mask: torch.Tensor | None,
-    num_items_in_batch: torch.Tensor | int | None = None,
-) -> torch.Tensor:
-    """Cross entropy of logits (documents, n); positions (documents,) without a token are ignored."""
-    positions = positions.flatten()  # (documents, 1) is allowed, too
-    inside = positions.clamp(0, logits.shape[1] - 1)
-    found = inside == positions
-    if mask is not None:
-        found = found & mask.gather(1, inside.unsqueeze(1)).squeeze(1)
-    return cross_entropy(logits, positions.masked_fill(~found, -100), num_items_in_batch)
-
-
-def check_choices(documents: RaggedRows, num_questions: int):
-    """Raise a `ValueError`, on a CPU alone, unless each question has as many documents as the others."""
-    if not can_be_read(documents.mask):
-        return
-    num_places = documents.shape[0] * documents.shape[1]
-    places = torch.arange(num_places) if documents.index is None else documents.index
-    # Of each token, the question it stands in and the document it belongs to.
-    questions, choices = places // (num_places // num_questions), documents.places // documents.max_length
-    num_choices, rest = divmod(documents.mask.shape[0], num_questions)
-    if rest or (choices // num_choices != questions).any():
-        found = torch.stack((questions, choices)).unique(dim=1)[0].bincount(minlength=num_questions)
-        raise ValueError(f"Each question must have the same number of choices; found {found.tolist()}.")
-
-
 def classify_documents(
     model: LunaForSequenceClassification | LunaForMultipleChoice,
     input_ids: torch.Tensor | None,
@@ -1693,17 +1112,6 @@ def classify_documents(
     )
     logits = model.classifier(outputs.last_hidden_state, outputs.packed_last_hidden_state, mask, documents)
     return outputs, logits, documents
-
-
-def recorded_outputs(outputs: LunaModelOutput) -> dict[str, Any]:
-    """What a head passes on of the encoder's outputs."""
-    return {name: value for name, value in outputs.items() if name != "last_hidden_state"}
-
-
-def classifier_output(
-    loss: torch.Tensor | None, logits: torch.Tensor, outputs: LunaModelOutput
-) -> LunaClassifierOutput:
-    return LunaClassifierOutput(loss=loss, logits=logits, **recorded_outputs(outputs))
 
 
 # A saved folder carries this file and the configuration's, and names all classes in them.

@@ -55,7 +55,7 @@ class NoWaiting(TorchDispatchMode):
         """The model checks ids and masks on a CPU alone; `test_step_on_a_device_without_values` sees the rest."""
         frame = sys._getframe()
         while frame is not None:
-            if Path(frame.f_code.co_filename).name in ("modeling_luna.py", "kernels_luna.py"):
+            if Path(frame.f_code.co_filename).name.endswith("_luna.py"):
                 return True
             frame = frame.f_back
         return False
