@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The losses of the heads."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
-from .attention_luna import at_least_float32
 from .configuration_luna import LunaConfig
 
 
@@ -19,7 +20,7 @@ def num_labelled(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | 
 
 def in_float32(logits: torch.Tensor) -> torch.Tensor:
     """For a loss: in float32, or as they are where that is more."""
-    return logits.to(at_least_float32(logits.dtype))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def cross_entropy(
@@ -65,7 +66,7 @@ def document_loss(
         )
     logits, labels = in_float32(logits), labels.to(logits.device)
     missing = labels == -100
-    losses = {
+    losses: dict[str, Callable] = {
         "regression": nn.functional.mse_loss,
         "multi_label_classification": nn.functional.binary_cross_entropy_with_logits,
     }

@@ -20,26 +20,19 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import is_flash_attention_requested
 
 from .attention_luna import (
     AttentionPlan,
-    at_least_float32,
+    BatchLayout,
+    absorbed_attention,
+    absorbs_projections,
     attention_by_document,
     eager_attention_forward,
-    has_varlen_kernel,
-    pair_rows,
-    softmax,
+    lay_out_batch,
 )
 from .code_luna import class_reference, registered_class
 from .configuration_luna import LunaConfig
-from .kernels_luna import (
-    apply_convolution,
-    apply_dropout,
-    apply_linear,
-    is_plain,
-    linear_by_document,
-)
+from .kernels_luna import apply_convolution, apply_decoder, apply_dropout, apply_linear
 from .losses_luna import cross_entropy, document_loss, position_loss
 from .outputs_luna import (
     LunaClassifierOutput,
@@ -53,21 +46,132 @@ from .releases_luna import (
     ALL_ATTENTION_FUNCTIONS,
     OutputRecorder,
     capture_outputs,
-    create_bidirectional_mask,
     merge_with_config_defaults,
 )
-from .rows_luna import (
-    RaggedRows,
-    check_choices,
-    check_range,
-    first_positions,
-    prepare_rows,
-    smaller_size,
-    take,
-    true_places,
-    used_slots,
-)
-from .tracing_luna import is_recorded, is_transformed, is_vmapped, runs_eagerly
+from .rows_luna import check_choices, check_range, first_positions, take, true_places
+from .tracing_luna import is_transformed, is_vmapped
+
+
+class LunaAttention(nn.Module):
+    """What pack and unpack attention share: projections, heads and the choice of the attention implementation.
+
+    For queries Q and keys and values C, in each head of size e:
+
+        Attn(Q, C) = softmax((Q W_q) (C W_k)^T / sqrt(e)) (C W_v),    W_k = W_v where `tie_key_value`
+    """
+
+    is_causal = False
+
+    def __init__(self, config: LunaConfig, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        if config.tie_key_value:
+            self.kv_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        else:
+            self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+            self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def attend(
+        self,
+        query_states: torch.Tensor,
+        key_value_states: torch.Tensor,
+        plan: AttentionPlan,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention of (batch, queries, hidden) over (batch, keys, hidden), heads merged, and its weights."""
+        query = self._split_heads(plan.pad_queries(apply_linear(self.q_proj, query_states)))
+        projected = self.project_keys_and_values(key_value_states)
+        if self.config.tie_key_value:
+            key = value = self._split_heads(plan.pad_keys(projected[0]))
+        else:
+            key, value = (self._split_heads(plan.pad_keys(states)) for states in projected)
+
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        interface = attention_by_document if plan.by_document else self._attention_interface(dropout, query)
+        context, attention_weights = interface(
+            self,
+            query,
+            key,
+            value,
+            plan.mask,
+            dropout=dropout,
+            scaling=self.scaling,
+            **(plan.bounds or {}),
+            **kwargs,
+        )
+        return plan.unpad_queries(context.flatten(start_dim=-2)), attention_weights
+
+    def project_keys_and_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.config.tie_key_value:
+            return (apply_linear(self.kv_proj, states),) * 2
+        return apply_linear(self.k_proj, states), apply_linear(self.v_proj, states)
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        num_heads = states.shape[-1] // self.head_dim  # fewer on each device under tensor parallelism
+        return states.view(*states.shape[:-1], num_heads, self.head_dim).transpose(1, 2)
+
+    def _attention_interface(self, dropout: float, query: torch.Tensor) -> Callable:
+        implementation = self.config._attn_implementation
+        # torch's kernel for CPUs has no dropout, and is slow in bfloat16: Luna's small maps are cheaper written out.
+        # No kernel has the derivatives of `torch.func.jvp` and `hessian`.
+        cheaper = query.device.type == "cpu" and (dropout > 0.0 or query.dtype == torch.bfloat16)
+        if implementation == "sdpa" and (cheaper or is_transformed()):
+            return eager_attention_forward
+        return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+
+
+class LunaPackAttention(LunaAttention):
+    """P attends to the tokens (section 3.1 of the paper): Y_P = Attn(P, X), with l x n weights in each head.
+
+    There is no output projection (official `LunarMultiheadAttention`).
+    """
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config, config.num_pack_attention_heads or config.num_attention_heads)
+
+    def align_queries(self):
+        """Initialise the queries such that a slot attends to the tokens that it resembles.
+
+        The scores of each head are as large as those of a single one.
+        """
+        keys = self.kv_proj if self.config.tie_key_value else self.k_proj
+        num_heads = self.config.hidden_size // self.head_dim
+        init.copy_(self.q_proj.weight, math.sqrt(num_heads) * keys.weight)
+
+    def forward(
+        self,
+        packed: torch.Tensor,
+        hidden_states: torch.Tensor,
+        plan: AttentionPlan,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.attend(packed, hidden_states, plan, **kwargs)
+
+
+class LunaUnpackAttention(LunaAttention):
+    """The tokens attend to the packed context (section 3.1 of the paper): Y_X = Attn(X, Y_P) W_o, n x l weights."""
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config, config.num_attention_heads)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        packed_context: torch.Tensor,
+        plan: AttentionPlan,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if absorbs_projections(self, hidden_states, plan):
+            projected = self.project_keys_and_values(packed_context)
+            keys, values = (states.unflatten(-1, (-1, self.head_dim)) for states in projected)
+            maps = (self.q_proj, self.out_proj)
+            return absorbed_attention(hidden_states, keys, values, plan.mask, self.scaling, *maps), None
+        context, attention_weights = self.attend(hidden_states, packed_context, plan, **kwargs)
+        return apply_linear(self.out_proj, context), attention_weights
 
 
 class LunaEmbeddings(nn.Module):
@@ -95,37 +199,22 @@ class LunaEmbeddings(nn.Module):
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
         position_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        documents: RaggedRows | None = None,
+        layout: BatchLayout,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the tokens (batch, n, hidden) and P (documents, l, hidden).
-
-        Without `documents` every row of the batch is one.
-        """
+        """Return the tokens (batch, n, hidden) and P (documents, l, hidden)."""
         if inputs_embeds is None:
             check_range(input_ids, self.config.vocab_size, "Do tokenizer and model belong together? input_ids")
             inputs_embeds = self.word_embeddings(input_ids)
-        hidden_states = inputs_embeds + self._embed_positions(inputs_embeds, position_ids, attention_mask, documents)
+        hidden_states = inputs_embeds + self._embed_positions(inputs_embeds, position_ids, layout)
         hidden_states = apply_dropout(self.dropout, self.layer_norm(hidden_states))
-        if attention_mask is not None:
-            hidden_states = hidden_states.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
+        if layout.token_mask is not None:
+            hidden_states = hidden_states.masked_fill(~layout.token_mask.unsqueeze(-1), 0.0)
 
-        document_mask = attention_mask if documents is None else documents.mask
-        num_documents, width = inputs_embeds.shape[:2] if documents is None else documents.mask.shape
-        num_slots = self.config.projection_length
-        if self.config.dynamic_projection:
-            num_slots = smaller_size(num_slots, width)
-        packed = self.packed_embeddings[:num_slots]
-        if self.config.positional_slots and position_ids is not None:
-            firsts = first_positions(position_ids, attention_mask, documents)
-            slots = (firsts + torch.arange(num_slots, device=firsts.device)) % self.config.projection_length
-            packed = self.packed_embeddings[slots]
-        if self.config.position_embedding_type == "sinusoidal":
-            packed = packed + sinusoids(torch.arange(num_slots, device=packed.device), packed)
-        packed = self.packed_layer_norm(packed).expand(num_documents, -1, -1)
+        num_documents = (inputs_embeds if layout.document_mask is None else layout.document_mask).shape[0]
+        packed = self.packed_layer_norm(self._embed_slots(position_ids, layout)).expand(num_documents, -1, -1)
         packed = apply_dropout(self.dropout, packed)
-        if document_mask is not None and self.config.dynamic_projection:
-            packed = packed.masked_fill(~used_slots(document_mask, num_slots).unsqueeze(-1), 0.0)
+        if layout.slot_mask is not None:
+            packed = packed.masked_fill(~layout.slot_mask.unsqueeze(-1), 0.0)
         return hidden_states, packed
 
     def sums_of_positions(self) -> torch.Tensor:
@@ -136,21 +225,23 @@ class LunaEmbeddings(nn.Module):
         sums[: len(positions)] = 0.0
         return sums.index_add(0, slots, positions)
 
+    def _embed_slots(self, position_ids: torch.Tensor | None, layout: BatchLayout) -> torch.Tensor:
+        """(l, hidden) or (documents, l, hidden)"""
+        packed = self.packed_embeddings[: layout.num_slots]
+        if self.config.positional_slots and position_ids is not None:
+            firsts = first_positions(position_ids, layout.token_mask, layout.documents)
+            slots = (firsts + torch.arange(layout.num_slots, device=firsts.device)) % self.config.projection_length
+            packed = self.packed_embeddings[slots]
+        if self.config.position_embedding_type == "sinusoidal":
+            packed = packed + sinusoids(torch.arange(layout.num_slots, device=packed.device), packed)
+        return packed
+
     def _embed_positions(
-        self,
-        inputs_embeds: torch.Tensor,
-        position_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        documents: RaggedRows | None,
+        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, layout: BatchLayout
     ) -> torch.Tensor:
         counted = position_ids is None
-        if counted and documents is not None:
-            position_ids = documents.positions()
-        elif counted and attention_mask is None:
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0)
-        elif counted:
-            # Counts the tokens of each row, so that padding on either side does not move them.
-            position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        if counted:
+            position_ids = layout.count_positions(inputs_embeds)
         if self.config.position_embedding_type == "sinusoidal":
             return sinusoids(position_ids + self.position_offset, inputs_embeds)
         limit = self.config.max_position_embeddings
@@ -172,164 +263,11 @@ def sinusoids(positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         positions: integers of any shape.
         like: gives the size of the last dimension, which is even, and the dtype of the result.
     """
-    half, dtype = like.shape[-1] // 2, at_least_float32(like.dtype)
+    half, dtype = like.shape[-1] // 2, torch.promote_types(like.dtype, torch.float32)
     steps = torch.arange(half, dtype=dtype, device=positions.device)
     frequencies = torch.exp(steps * (-math.log(10000.0) / max(half - 1, 1)))
     angles = positions.unsqueeze(-1).to(dtype) * frequencies
     return torch.cat((angles.sin(), angles.cos()), dim=-1).to(like.dtype)
-
-
-class LunaAttention(nn.Module):
-    """What pack and unpack attention share: projections, heads and the choice of the attention implementation."""
-
-    is_causal = False
-
-    def __init__(self, config: LunaConfig, num_heads: int):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        if config.tie_key_value:
-            self.kv_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        else:
-            self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-            self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def attend(
-        self,
-        query_states: torch.Tensor,
-        key_value_states: torch.Tensor,
-        plan: AttentionPlan,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attention of (batch, queries, hidden) over (batch, keys, hidden), heads merged, and its weights."""
-        query = self._split_heads(plan.arrange(apply_linear(self.q_proj, query_states), plan.queries))
-        if self.config.tie_key_value:
-            key = value = self._split_heads(plan.arrange(apply_linear(self.kv_proj, key_value_states), plan.keys))
-        else:
-            key = self._split_heads(plan.arrange(apply_linear(self.k_proj, key_value_states), plan.keys))
-            value = self._split_heads(plan.arrange(apply_linear(self.v_proj, key_value_states), plan.keys))
-
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        interface = attention_by_document if plan.by_document else self._attention_interface(dropout, query)
-        context, attention_weights = interface(
-            self,
-            query,
-            key,
-            value,
-            plan.mask,
-            dropout=dropout,
-            scaling=self.scaling,
-            **plan.kernel_kwargs(),
-            **kwargs,
-        )
-        return plan.restore(context.flatten(start_dim=-2)), attention_weights
-
-    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        num_heads = states.shape[-1] // self.head_dim  # fewer on each device under tensor parallelism
-        return states.view(*states.shape[:-1], num_heads, self.head_dim).transpose(1, 2)
-
-    def _attention_interface(self, dropout: float, query: torch.Tensor) -> Callable:
-        implementation = self.config._attn_implementation
-        # torch's kernel for CPUs has no dropout, and is slow in bfloat16: Luna's small maps are cheaper written out.
-        # No kernel has the derivatives of `torch.func.jvp` and `hessian`.
-        cheaper = query.device.type == "cpu" and (dropout > 0.0 or query.dtype == torch.bfloat16)
-        if implementation == "sdpa" and (cheaper or is_transformed()):
-            return eager_attention_forward
-        return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-
-
-class LunaPackAttention(LunaAttention):
-    """P attends to the tokens. There is no output projection (official `LunarMultiheadAttention`)."""
-
-    def __init__(self, config: LunaConfig):
-        super().__init__(config, config.num_pack_attention_heads or config.num_attention_heads)
-
-    def align_queries(self):
-        """Initialise the queries such that a slot attends to the tokens that it resembles.
-
-        The scores of each head are as large as those of a single one.
-        """
-        keys = self.kv_proj if self.config.tie_key_value else self.k_proj
-        num_heads = self.config.hidden_size // self.head_dim
-        init.copy_(self.q_proj.weight, math.sqrt(num_heads) * keys.weight)
-
-    def forward(
-        self,
-        packed: torch.Tensor,
-        hidden_states: torch.Tensor,
-        plan: AttentionPlan,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self.attend(packed, hidden_states, plan, **kwargs)
-
-
-class LunaUnpackAttention(LunaAttention):
-    """The tokens attend to what the pack attention gave."""
-
-    def __init__(self, config: LunaConfig):
-        super().__init__(config, config.num_attention_heads)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        packed_context: torch.Tensor,
-        plan: AttentionPlan,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self._should_absorb(hidden_states, plan):
-            return self._attend_absorbed(hidden_states, packed_context, plan.mask), None
-        context, attention_weights = self.attend(hidden_states, packed_context, plan, **kwargs)
-        return apply_linear(self.out_proj, context), attention_weights
-
-    def _should_absorb(self, hidden_states: torch.Tensor, plan: AttentionPlan) -> bool:
-        """Whether `_attend_absorbed` gives the same, and is faster.
-
-        It takes 2 l h d multiply-adds for each token, with h heads, instead of 2 d^2 + 2 l d. Up to half of them the
-        gain is more than what writing out the weights costs. For short rows the folded maps, 2 l h d numbers a row,
-        would take more memory than the states.
-        """
-        num_weights = self.config.projection_length * self.config.num_attention_heads  # of a token
-        return (
-            2 * num_weights <= self.config.hidden_size
-            and (is_recorded() or hidden_states.shape[1] >= num_weights)
-            and self.config._attn_implementation == "sdpa"
-            and not (self.training and self.config.attention_probs_dropout_prob > 0.0)
-            and plan.queries is None
-            and is_plain(self.q_proj)
-            and is_plain(self.out_proj)
-        )
-
-    def _attend_absorbed(
-        self, hidden_states: torch.Tensor, packed_context: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The whole attention, with the projections of queries and output folded into the keys and values of P.
-
-        Args:
-            mask: (documents, 1, 1, l), True where a slot is used.
-        """
-        if self.config.tie_key_value:
-            keys = values = apply_linear(self.kv_proj, packed_context)
-        else:
-            keys, values = apply_linear(self.k_proj, packed_context), apply_linear(self.v_proj, packed_context)
-        keys, values = (states.unflatten(-1, (-1, self.head_dim)) for states in (keys * self.scaling, values))
-        # In the equations: batch, l, heads, head dimension e, hidden size d.
-        query_weight = self.q_proj.weight.unflatten(0, (-1, self.head_dim))
-        query_bias = self.q_proj.bias.unflatten(0, (-1, self.head_dim))
-        out_weight = self.out_proj.weight.unflatten(1, (-1, self.head_dim))
-        to_scores = torch.einsum("blhe,hed->bhld", keys, query_weight)
-        to_output = torch.einsum("blhe,dhe->bdhl", values, out_weight)
-
-        scores = linear_by_document(hidden_states, to_scores.flatten(1, 2)).unflatten(-1, (to_scores.shape[1], -1))
-        bias = torch.einsum("blhe,he->bhl", keys, query_bias).unsqueeze(1)
-        scores = scores + bias.to(scores.dtype)  # (batch, n, heads, l)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        weights = softmax(scores).to(scores.dtype)
-        output = linear_by_document(weights.flatten(2), to_output.flatten(2))
-        return output + self.out_proj.bias.to(output.dtype)
 
 
 class LunaMLP(nn.Module):
@@ -345,22 +283,15 @@ class LunaMLP(nn.Module):
         return apply_linear(self.fc2, apply_dropout(self.activation_dropout, hidden_states))
 
 
-def convolve(
-    convolution: nn.Conv1d,
-    hidden_states: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    documents: RaggedRows | None,
-) -> torch.Tensor:
-    """Depthwise convolution over the tokens, with zeros in place of padding and of other documents."""
-    if documents is not None:
-        hidden_states, attention_mask = documents.pad(hidden_states), documents.mask
-    if attention_mask is not None:
-        hidden_states = hidden_states.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
-    hidden_states = apply_convolution(convolution, hidden_states)
-    return hidden_states if documents is None else documents.unpad(hidden_states)
-
-
 class LunaLayer(GradientCheckpointingLayer):
+    """One layer over tokens X and packed state P (section 3.2 of the paper):
+
+        Y_P = pack(P, X)                Y_X = unpack(X, Y_P)
+        P <- LN(P + Y_P)                X <- LN(X + Y_X);  X <- LN(X + FFN(X))
+
+    With `normalize_before` the norms stand before the attentions and the FFN instead, outside of the residuals.
+    """
+
     def __init__(self, config: LunaConfig):
         super().__init__()
         self.normalize_before = config.normalize_before
@@ -380,21 +311,19 @@ class LunaLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         packed: torch.Tensor,
-        pack_plan: AttentionPlan,
-        unpack_plan: AttentionPlan,
-        attention_mask: torch.Tensor | None = None,
-        documents: RaggedRows | None = None,
+        layout: BatchLayout,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.convolution is not None:  # before the residual branches off, which therefore holds its output
-            hidden_states = convolve(self.convolution, hidden_states, attention_mask, documents)
+            hidden_states = convolve(self.convolution, hidden_states, layout)
+        hidden_states, packed = layout.remove_padding(hidden_states, packed)
 
         residual, packed_residual = hidden_states, packed
         if self.normalize_before:
             hidden_states = self.attention_layer_norm(hidden_states)
             packed = self.packed_layer_norm(packed)
-        packed_context, _ = self.pack_attention(packed, hidden_states, pack_plan, **kwargs)
-        hidden_states, _ = self.unpack_attention(hidden_states, packed_context, unpack_plan, **kwargs)
+        packed_context, _ = self.pack_attention(packed, hidden_states, layout.pack, **kwargs)
+        hidden_states, _ = self.unpack_attention(hidden_states, packed_context, layout.unpack, **kwargs)
         hidden_states = residual + apply_dropout(self.dropout, hidden_states)
         packed = packed_residual + apply_dropout(self.dropout, packed_context)
         if not self.normalize_before:
@@ -407,28 +336,15 @@ class LunaLayer(GradientCheckpointingLayer):
         hidden_states = residual + apply_dropout(self.dropout, self.mlp(hidden_states))
         if not self.normalize_before:
             hidden_states = self.final_layer_norm(hidden_states)
-        return hidden_states, packed
+        return layout.restore_padding(hidden_states, packed)
 
 
-def join_gradients(hidden_states: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pass both states on; the one that no loss reads gets a gradient of zeros instead of none.
-
-    The norm of P in the last layer would otherwise have no gradient under a masked-LM loss, and
-    `DistributedDataParallel` would wait for it.
-    """
-    if not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return hidden_states, packed
-    # The sum of an empty slice is 0, whatever the state holds, and so is its gradient.
-    from_hidden, from_packed = (states[..., :0].sum() for states in (hidden_states, packed))
-    return hidden_states + from_packed.to(hidden_states), packed + from_hidden.to(packed)
-
-
-def gathered_for_resizing(weight: nn.Parameter) -> AbstractContextManager:
-    """Under DeepSpeed ZeRO-3 every process holds a part of the weight: gather it to read the whole."""
-    if not hasattr(weight, "ds_id"):
-        return nullcontext()
-    # Not by an import statement, which would make DeepSpeed a requirement of this file as remote code.
-    return sys.modules["deepspeed"].zero.GatheredParameters([weight])
+def convolve(convolution: nn.Conv1d, hidden_states: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+    """Depthwise convolution over the tokens, with zeros in place of padding and of other documents."""
+    hidden_states = layout.by_document(hidden_states)
+    if layout.document_mask is not None:
+        hidden_states = hidden_states.masked_fill(~layout.document_mask.unsqueeze(-1), 0.0)
+    return layout.by_row(apply_convolution(convolution, hidden_states))
 
 
 class LunaPreTrainedModel(PreTrainedModel):
@@ -546,6 +462,14 @@ class LunaPreTrainedModel(PreTrainedModel):
         self.config.max_position_embeddings = new_num_position_embeddings
 
 
+def gathered_for_resizing(weight: nn.Parameter) -> AbstractContextManager:
+    """Under DeepSpeed ZeRO-3 every process holds a part of the weight: gather it to read the whole."""
+    if not hasattr(weight, "ds_id"):
+        return nullcontext()
+    # Not by an import statement, which would make DeepSpeed a requirement of this file as remote code.
+    return sys.modules["deepspeed"].zero.GatheredParameters([weight])
+
+
 class LunaModel(LunaPreTrainedModel):
     """The bare encoder: tokens in, hidden states and packed state out."""
 
@@ -578,6 +502,7 @@ class LunaModel(LunaPreTrainedModel):
         max_length_q: int | None = None,
         max_length_k: int | None = None,
         num_tokens: int | None = None,
+        layout: BatchLayout | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LunaModelOutput:
         r"""
@@ -604,99 +529,33 @@ class LunaModel(LunaPreTrainedModel):
             num_tokens (`int`, *optional*):
                 Sum of `attention_mask`. Where it and `max_length_q` are given with several documents in a row, a GPU
                 need not be waited for.
+            layout (`BatchLayout`, *optional*):
+                What `lay_out_batch` makes of the arguments above, where a head has called it already.
 
         Raises:
             ValueError: for a mask of another shape, a document of more than `max_position_embeddings` tokens, or (on a
                 CPU) ids out of range, or boundaries or counts that do not fit.
         """
-        attention_mask, documents = prepare_rows(
-            the_given_one(input_ids, inputs_embeds),
-            attention_mask,
-            position_ids,
-            cu_seq_lens_q,
-            cu_seq_lens_k,
-            max_length_q,
-            max_length_k,
-            num_tokens,
-        )
-        reads_ids = input_ids is not None and not is_vmapped(input_ids)
-        if reads_ids and (input_ids.device.type == "cpu" or not self.training):  # a GPU has to be asked
-            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+        if layout is None:
+            inputs, bounds = the_given_one(input_ids, inputs_embeds), (cu_seq_lens_q, cu_seq_lens_k)
+            lengths = (max_length_q, max_length_k, num_tokens)
+            layout = lay_out_batch(self, inputs, attention_mask, position_ids, *bounds, *lengths)
+        self._warn_about_padding(input_ids, layout)
 
-        hidden_states, packed = self.embeddings(input_ids, inputs_embeds, position_ids, attention_mask, documents)
-        pack_plan, unpack_plan = self._plan_attention(hidden_states, packed, attention_mask, documents)
+        hidden_states, packed = self.embeddings(input_ids, inputs_embeds, position_ids, layout)
         for layer in self.layers:
-            hidden_states, packed = layer(
-                hidden_states, packed, pack_plan, unpack_plan, attention_mask, documents, **kwargs
-            )
+            hidden_states, packed = layer(hidden_states, packed, layout, **kwargs)
         if self.config.normalize_before:
             hidden_states = self.final_layer_norm(hidden_states)
             packed = self.packed_final_layer_norm(packed)
         hidden_states, packed = join_gradients(hidden_states, packed)
         return LunaModelOutput(last_hidden_state=hidden_states, packed_last_hidden_state=packed)
 
-    def _attends_by_document(self, documents: RaggedRows) -> bool:
-        """Whether `attention_by_document` can take the place of sdpa over padded documents, and is faster."""
-        attentions = [module for module in self.modules() if isinstance(module, LunaAttention)]
-        trained = any(attention.training for attention in attentions)
-        if (
-            self.config._attn_implementation != "sdpa"
-            or not runs_eagerly()
-            or (trained and self.config.attention_probs_dropout_prob > 0.0)
-        ):
-            return False
-        if documents.mask.device.type != "cpu":
-            head_dims = {attention.head_dim for attention in attentions}
-            return has_varlen_kernel(documents.mask.device, self.dtype, head_dims)
-        if any(layer._compiled_call_impl is not None for layer in self.layers):  # each number of documents is compiled
-            return False
-        return 0 < 1.25 * documents.places.numel() < documents.mask.numel()
-
-    def _plan_attention(
-        self,
-        hidden_states: torch.Tensor,
-        packed: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        documents: RaggedRows | None,
-    ) -> tuple[AttentionPlan, AttentionPlan]:
-        """The layout for packing and for unpacking, the same in every layer."""
-        document_mask = attention_mask if documents is None else documents.mask
-        slot_mask = None
-        if document_mask is not None and self.config.dynamic_projection:
-            slot_mask = used_slots(document_mask, packed.shape[1])
-        flash = is_flash_attention_requested(self.config) and (attention_mask is not None or documents is not None)
-        by_document = documents is not None and self._attends_by_document(documents)
-        if flash or by_document:
-            # Transformers would unpad the queries with the mask of the keys.
-            tokens = RaggedRows.from_mask(attention_mask) if documents is None else documents
-            tokens, slots = pair_rows(tokens, packed.shape[1], slot_mask)
-            return (
-                AttentionPlan(None, slots, tokens, varlen=True, by_document=by_document),
-                AttentionPlan(None, tokens, slots, varlen=True, by_document=by_document),
-            )
-
-        if documents is not None:
-            attention_mask = documents.mask
-            hidden_states = hidden_states.new_empty(*documents.mask.shape, 0)  # for its shape alone
-        # All queries have the same line of the mask: one is enough, but for flex attention, which counts them.
-        queries = slice(None) if self.config._attn_implementation == "flex_attention" else slice(1)
-        # A mask that is true everywhere can be left out, but in training a GPU would have to be waited for to know it.
-        may_skip = (packed.device.type == "cpu" or not self.training) and not is_vmapped(attention_mask)
-        pack_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=packed[:, queries],
-            attention_mask=attention_mask,
-            encoder_hidden_states=hidden_states,
-            allow_is_bidirectional_skip=may_skip or attention_mask is None,
-        )
-        unpack_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=hidden_states[:, queries],
-            attention_mask=slot_mask,
-            encoder_hidden_states=packed,
-            allow_is_bidirectional_skip=may_skip or slot_mask is None,
-        )
-        return AttentionPlan(pack_mask, keys=documents), AttentionPlan(unpack_mask, queries=documents)
+    def _warn_about_padding(self, input_ids: torch.Tensor | None, layout: BatchLayout):
+        """Warn where ids hold padding and there is no mask; not in training on a GPU, which would be waited for."""
+        if input_ids is None or is_vmapped(input_ids) or (self.training and input_ids.device.type != "cpu"):
+            return
+        self.warn_if_padding_and_no_attention_mask(input_ids, layout.token_mask)
 
 
 def the_given_one(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
@@ -706,9 +565,17 @@ def the_given_one(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | 
     return given[0]
 
 
-# To so many columns the logits are padded in training on a GPU: with an odd vocabulary, such as RoBERTa's 50,265, the
-# products of the head take four times as long.
-TENSOR_CORE_MULTIPLE = 64
+def join_gradients(hidden_states: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pass both states on; the one that no loss reads gets a gradient of zeros instead of none.
+
+    The norm of P in the last layer would otherwise have no gradient under a masked-LM loss, and
+    `DistributedDataParallel` would wait for it.
+    """
+    if not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return hidden_states, packed
+    # The sum of an empty slice is 0, whatever the state holds, and so is its gradient.
+    from_hidden, from_packed = (states[..., :0].sum() for states in (hidden_states, packed))
+    return hidden_states + from_packed.to(hidden_states), packed + from_hidden.to(packed)
 
 
 class LunaLMHead(nn.Module):
@@ -716,7 +583,6 @@ class LunaLMHead(nn.Module):
 
     def __init__(self, config: LunaConfig):
         super().__init__()
-        self.config = config
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -724,13 +590,7 @@ class LunaLMHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.layer_norm(self.activation(apply_linear(self.dense, hidden_states)))
-        padding = -self.config.vocab_size % TENSOR_CORE_MULTIPLE
-        on_gpu = hidden_states.device.type == "cuda"
-        if padding == 0 or not on_gpu or not self.training or not is_plain(self.decoder):
-            return apply_linear(self.decoder, hidden_states)
-        weight = nn.functional.pad(self.decoder.weight, (0, 0, 0, padding))
-        bias = nn.functional.pad(self.decoder.bias, (0, padding))
-        return nn.functional.linear(hidden_states, weight, bias)[..., :-padding]
+        return apply_decoder(self.decoder, hidden_states)
 
 
 class LunaForMaskedLM(LunaPreTrainedModel):
@@ -789,14 +649,21 @@ class LunaForMaskedLM(LunaPreTrainedModel):
                 f"labels must have the shape (batch, n) = {tuple(hidden_states.shape[:2])}, not {tuple(labels.shape)}."
             )
         if labels is not None and self.config.sparse_prediction and not is_vmapped(labels):
-            places = true_places(labels != -100, num_predicted)
-            hidden_states, labels = take(hidden_states.flatten(0, 1), places), labels.flatten()[places]
+            hidden_states, labels = select_labelled(hidden_states, labels, num_predicted)
         logits = self.lm_head(hidden_states)
 
         loss = None
         if labels is not None:
             loss = cross_entropy(logits, labels, num_items_in_batch)
         return LunaMaskedLMOutput(loss=loss, logits=logits, **recorded_outputs(outputs))
+
+
+def select_labelled(
+    hidden_states: torch.Tensor, labels: torch.Tensor, num_predicted: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states (labelled, hidden) and labels (labelled) of positions whose label is not -100."""
+    places = true_places(labels != -100, num_predicted)
+    return take(hidden_states.flatten(0, 1), places), labels.flatten()[places]
 
 
 class LunaPackedAttentionPooling(nn.Module):
@@ -838,30 +705,17 @@ class LunaClassificationHead(nn.Module):
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.out_proj = nn.Linear(inner_size, num_labels)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        packed: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        documents: RaggedRows | None = None,
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, packed: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
         """(documents, num_labels), from the last states of tokens and P."""
-        if documents is not None:
-            hidden_states, attention_mask = documents.pad(hidden_states), documents.mask
-        pooled = apply_dropout(self.dropout, self._pool(hidden_states, packed, attention_mask))
+        pooled = apply_dropout(self.dropout, self._pool(layout.by_document(hidden_states), packed, layout))
         return self.out_proj(apply_dropout(self.dropout, self.activation(self.dense(pooled))))
 
-    def _pool(
-        self, hidden_states: torch.Tensor, packed: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        slot_mask = None
-        if attention_mask is not None and self.config.dynamic_projection:
-            slot_mask = used_slots(attention_mask, packed.shape[1])
-
+    def _pool(self, hidden_states: torch.Tensor, packed: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+        mask, slot_mask = layout.document_mask, layout.slot_mask
         if self.config.classifier_pooling == "mean":
-            if attention_mask is None:
+            if mask is None:
                 return hidden_states.mean(dim=1)
-            tokens = attention_mask.unsqueeze(-1)
+            tokens = mask.unsqueeze(-1)
             return hidden_states.masked_fill(~tokens, 0.0).sum(dim=1) / tokens.sum(dim=1).clamp(min=1)
         if self.config.classifier_pooling == "packed_max":
             packed = self.in_proj(packed)
@@ -869,10 +723,10 @@ class LunaClassificationHead(nn.Module):
                 packed = packed.masked_fill(~slot_mask.unsqueeze(-1), torch.finfo(packed.dtype).min)
             return packed.amax(dim=1)
 
-        if attention_mask is None or self.config.classifier_reads_first_column:
+        if mask is None or self.config.classifier_reads_first_column:
             first_token = hidden_states[:, 0]
         else:
-            first = attention_mask.int().argmax(dim=1)
+            first = mask.int().argmax(dim=1)
             first_token = hidden_states[torch.arange(first.shape[0], device=first.device), first]
         if self.config.classifier_pooling == "packed_attention":
             return self.attention(first_token, packed, slot_mask)
@@ -881,6 +735,33 @@ class LunaClassificationHead(nn.Module):
 
 def classifier_dropout(config: LunaConfig) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+
+
+def classify_documents(
+    model: LunaPreTrainedModel,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[LunaModelOutput, torch.Tensor, BatchLayout]:
+    """Run the encoder and the head.
+
+    Returns the encoder's outputs, the logits (documents, num_labels), and how the batch is laid out.
+    """
+    inputs = the_given_one(input_ids, inputs_embeds)
+    layout = lay_out_batch(model.luna, inputs, attention_mask, position_ids, **kwargs)
+    outputs = model.luna(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        inputs_embeds=inputs_embeds,
+        layout=layout,
+        return_dict=True,
+        **kwargs,
+    )
+    logits = model.classifier(outputs.last_hidden_state, outputs.packed_last_hidden_state, layout)
+    return outputs, logits, layout
 
 
 class LunaForSequenceClassification(LunaPreTrainedModel):
@@ -963,7 +844,7 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
             ValueError: (on a CPU) where the questions have different numbers of choices.
         """
         num_questions = the_given_one(input_ids, inputs_embeds).shape[0]
-        outputs, logits, documents = classify_documents(
+        outputs, logits, layout = classify_documents(
             self,
             **{
                 name: None if value is None else value.flatten(0, 1)
@@ -976,8 +857,8 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
             },
             **kwargs,
         )
-        if documents is not None:
-            check_choices(documents, num_questions)
+        if layout.documents is not None:
+            check_choices(layout.documents, num_questions)
         logits = logits.view(num_questions, -1)
         loss = None
         if labels is not None:
@@ -1063,18 +944,18 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Divides the summed losses of start and end instead of the numbers of those in this batch.
         """
-        mask, documents = prepare_rows(the_given_one(input_ids, inputs_embeds), attention_mask, position_ids, **kwargs)
+        inputs = the_given_one(input_ids, inputs_embeds)
+        layout = lay_out_batch(self.luna, inputs, attention_mask, position_ids, **kwargs)
         outputs = self.luna(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            layout=layout,
             return_dict=True,
             **kwargs,
         )
-        logits = self.qa_outputs(outputs.last_hidden_state)
-        if documents is not None:
-            logits, mask = documents.pad(logits), documents.mask
+        logits, mask = layout.by_document(self.qa_outputs(outputs.last_hidden_state)), layout.document_mask
         if mask is not None:
             logits = logits.masked_fill(~mask.unsqueeze(-1), torch.finfo(logits.dtype).min)
         start_logits, end_logits = logits.unbind(dim=-1)
@@ -1087,31 +968,6 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
         return LunaQuestionAnsweringOutput(
             loss=loss, start_logits=start_logits, end_logits=end_logits, **recorded_outputs(outputs)
         )
-
-
-def classify_documents(
-    model: LunaForSequenceClassification | LunaForMultipleChoice,
-    input_ids: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor | None,
-    inputs_embeds: torch.Tensor | None,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[LunaModelOutput, torch.Tensor, RaggedRows | None]:
-    """Run the encoder and the head.
-
-    Returns the encoder's outputs, the logits (documents, num_labels), and the documents where a row may hold several.
-    """
-    mask, documents = prepare_rows(the_given_one(input_ids, inputs_embeds), attention_mask, position_ids, **kwargs)
-    outputs = model.luna(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        inputs_embeds=inputs_embeds,
-        return_dict=True,
-        **kwargs,
-    )
-    logits = model.classifier(outputs.last_hidden_state, outputs.packed_last_hidden_state, mask, documents)
-    return outputs, logits, documents
 
 
 # A saved folder carries this file and the configuration's, and names all classes in them.

@@ -115,6 +115,6 @@ def recorded_outputs(outputs: LunaModelOutput) -> dict[str, Any]:
 
 
 def classifier_output(
-    loss: torch.Tensor | None, logits: torch.Tensor, outputs: LunaModelOutput
+    loss: torch.FloatTensor | None, logits: torch.FloatTensor, outputs: LunaModelOutput
 ) -> LunaClassifierOutput:
     return LunaClassifierOutput(loss=loss, logits=logits, **recorded_outputs(outputs))

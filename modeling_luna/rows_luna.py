@@ -20,8 +20,8 @@ class RaggedRows(NamedTuple):
 
     Args:
         shape: (batch, width).
-        index: places in the flattened batch, padding left out; None where there is no padding.
-        cu_seq_lens: (rows + 1), where each row begins and ends among the places of `index`.
+        indices: places in the flattened batch, padding left out; None where there is no padding.
+        cu_seq_lens: (rows + 1), where each row begins and ends among the places of `indices`.
         max_length: at least the length of the longest row.
         mask: (rows, max_length), which cells of the padded form hold a state.
         cells: (rows, max_length), the place in the flattened batch that fills each of these cells; cells outside
@@ -29,8 +29,8 @@ class RaggedRows(NamedTuple):
         places: (states), the cell of the padded form that each state is in.
     """
 
-    shape: tuple[int, int]
-    index: torch.Tensor | None
+    shape: tuple[int, ...]
+    indices: torch.Tensor | None
     cu_seq_lens: torch.Tensor
     max_length: int
     mask: torch.Tensor
@@ -39,22 +39,22 @@ class RaggedRows(NamedTuple):
 
     @classmethod
     def build(
-        cls, shape: tuple[int, int], index: torch.Tensor | None, cu_seq_lens: torch.Tensor, max_length: int
+        cls, shape: tuple[int, ...], indices: torch.Tensor | None, cu_seq_lens: torch.Tensor, max_length: int
     ) -> "RaggedRows":
         device = cu_seq_lens.device
         starts, lengths = cu_seq_lens[:-1].unsqueeze(1), cu_seq_lens.diff().unsqueeze(1)
         steps = torch.arange(max_length, device=device)
-        num_states = shape[0] * shape[1] if index is None else index.shape[0]
+        num_states = shape[0] * shape[1] if indices is None else indices.shape[0]
         cells = (starts + torch.minimum(steps, (lengths - 1).clamp(min=0))).clamp(max=num_states - 1)
         states = torch.arange(num_states, device=device)
         rows = torch.searchsorted(cu_seq_lens[1:], states, right=True)
         return cls(
             shape=shape,
-            index=index,
+            indices=indices,
             cu_seq_lens=cu_seq_lens,
             max_length=max_length,
             mask=steps < lengths,
-            cells=cells if index is None else index[cells],
+            cells=cells if indices is None else indices[cells],
             places=rows * max_length + states - cu_seq_lens[rows],
         )
 
@@ -80,7 +80,7 @@ class RaggedRows(NamedTuple):
     def flatten(self, states: torch.Tensor) -> torch.Tensor:
         """(batch, width, ...) -> (1, states, ...)"""
         states = states.flatten(0, 1)
-        return (states if self.index is None else take(states, self.index)).unsqueeze(0)
+        return (states if self.indices is None else take(states, self.indices)).unsqueeze(0)
 
     def unflatten(self, states: torch.Tensor) -> torch.Tensor:
         """(1, states, ...) -> (batch, width, ...), zeros at padding"""
@@ -91,9 +91,9 @@ class RaggedRows(NamedTuple):
         return self._spread(self.places % self.max_length)
 
     def _spread(self, states: torch.Tensor) -> torch.Tensor:
-        if self.index is not None:
+        if self.indices is not None:
             batch = states.new_zeros(self.shape[0] * self.shape[1], *states.shape[1:])
-            states = batch.index_copy(0, self.index, states)
+            states = batch.index_copy(0, self.indices, states)
         return states.unflatten(0, self.shape)
 
 
@@ -104,7 +104,7 @@ def take(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 def smaller_size(limit: int, size: int | torch.SymInt | torch.Tensor) -> int | torch.SymInt | torch.Tensor:
     """The minimum, as an expression where a graph is recorded; the sizes of torch.jit.trace are tensors."""
-    return size.clamp(max=limit) if torch.jit.is_tracing() else torch.sym_min(limit, size)
+    return size.clamp(max=limit) if isinstance(size, torch.Tensor) else torch.sym_min(limit, size)
 
 
 def used_slots(document_mask: torch.Tensor, num_slots: int) -> torch.Tensor:
@@ -168,7 +168,7 @@ SEVERAL_DOCUMENTS = (
 
 
 def locate_documents(
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
     cu_seq_lens: torch.Tensor | None = None,
@@ -192,36 +192,49 @@ def locate_documents(
         ValueError: for `cu_seq_lens` under torch.jit.trace; (on a CPU) for those that do not span the batch, or a
             `max_length` that is too small.
     """
-    if cu_seq_lens is None and position_ids is None:
-        return None
     if cu_seq_lens is not None and torch.jit.is_tracing():
         raise ValueError(SEVERAL_DOCUMENTS)
-    if cu_seq_lens is None:
+    if cu_seq_lens is not None:
+        indices = None if attention_mask is None else true_places(attention_mask, num_tokens)
+        check_cu_seq_lens(cu_seq_lens, shape[0] * shape[1])
+        if attention_mask is not None:
+            cu_seq_lens = nn.functional.pad(attention_mask.flatten().cumsum(dim=0), (1, 0))[cu_seq_lens]
+    elif position_ids is not None:
         position_ids = position_ids.expand(shape)
         if is_recorded() or is_vmapped(position_ids) or is_vmapped(attention_mask):
             require_one_document(position_ids, attention_mask)
             return None
-    index = None if attention_mask is None else true_places(attention_mask, num_tokens)
+        indices = None if attention_mask is None else true_places(attention_mask, num_tokens)
+        cu_seq_lens = bounds_of_positions(position_ids, indices)
     if cu_seq_lens is None:
-        places = torch.arange(position_ids.numel(), device=position_ids.device) if index is None else index
-        positions, rows = position_ids.flatten()[places], places // shape[1]
-        new_row, restart = rows.diff() > 0, positions.diff() <= 0
-        if not (restart & ~new_row).any():
-            return None
-        starts = (restart | new_row).nonzero().squeeze(1) + 1
-        cu_seq_lens = nn.functional.pad(starts, (1, 1))
-        cu_seq_lens[-1] = places.shape[0]
-    else:
-        check_cu_seq_lens(cu_seq_lens, shape[0] * shape[1])
-        if attention_mask is not None:
-            cu_seq_lens = nn.functional.pad(attention_mask.flatten().cumsum(dim=0), (1, 0))[cu_seq_lens]
+        return None
     if max_length is None:
         max_length = int(cu_seq_lens.diff().max())
     elif can_be_read(cu_seq_lens):
         longest = int(cu_seq_lens.diff().max())
         if longest > max_length:
             raise ValueError(f"max_length_q is {max_length}, but the longest document has {longest} tokens.")
-    return RaggedRows.build(shape, index, cu_seq_lens, max_length)
+    return RaggedRows.build(shape, indices, cu_seq_lens, max_length)
+
+
+def bounds_of_positions(position_ids: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor | None:
+    """(documents + 1), the ends of documents, which begin where positions (batch, n) do not rise, and with each row.
+
+    Args:
+        indices: places of the tokens in the flattened batch; None without padding.
+
+    Returns:
+        None where every row is one document.
+    """
+    places = torch.arange(position_ids.numel(), device=position_ids.device) if indices is None else indices
+    positions, rows = position_ids.flatten()[places], places // position_ids.shape[1]
+    new_row, restart = rows.diff() > 0, positions.diff() <= 0
+    if not (restart & ~new_row).any():
+        return None
+    starts = (restart | new_row).nonzero().squeeze(1) + 1
+    cu_seq_lens = nn.functional.pad(starts, (1, 1))
+    cu_seq_lens[-1] = places.shape[0]
+    return cu_seq_lens
 
 
 def true_places(mask: torch.Tensor, count: int | None = None) -> torch.Tensor:
@@ -275,7 +288,7 @@ def check_choices(documents: RaggedRows, num_questions: int):
     if not can_be_read(documents.mask):
         return
     num_places = documents.shape[0] * documents.shape[1]
-    places = torch.arange(num_places) if documents.index is None else documents.index
+    places = torch.arange(num_places) if documents.indices is None else documents.indices
     # Of each token, the question it stands in and the document it belongs to.
     questions, choices = places // (num_places // num_questions), documents.places // documents.max_length
     num_choices, rest = divmod(documents.mask.shape[0], num_questions)

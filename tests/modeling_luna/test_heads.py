@@ -159,16 +159,14 @@ def test_width_of_the_head(build: Callable, tmp_path: Path, pooling: str, size: 
 
 
 def test_poolings_differ(build: Callable):
-    row = random_rows()[2].unsqueeze(0)
-    pooled = torch.stack(
-        [
-            build(LunaForSequenceClassification, classifier_pooling=pooling).classifier._pool(
-                *(states[1] for states in build(LunaModel)(row).items()), None
-            )
-            for pooling in POOLINGS
-        ]
-    )
-    distances = torch.cdist(pooled.flatten(1), pooled.flatten(1))
+    row, inputs = random_rows()[2].unsqueeze(0), []
+    for pooling in POOLINGS:
+        model = build(LunaForSequenceClassification, classifier_pooling=pooling)
+        model.luna.load_state_dict(build(LunaModel).state_dict())
+        model.classifier.dense.register_forward_pre_hook(lambda module, states: inputs.append(states[0]))
+        model(row)
+    pooled = torch.cat(inputs)
+    distances = torch.cdist(pooled, pooled)
     assert distances[~torch.eye(len(POOLINGS), dtype=torch.bool)].min() > 0.1
 
 

@@ -10,9 +10,8 @@ from rows import padded, random_rows
 from torch import nn
 from torch.nn.utils import parametrize
 
-from modeling_luna import LunaForMaskedLM, LunaModel, kernels_luna
+from modeling_luna import LunaForMaskedLM, LunaModel, kernels_luna, modeling_luna
 from modeling_luna.kernels_luna import apply_linear, linear_by_document, onednn_linear, prefers_onednn
-from modeling_luna.modeling_luna import LunaUnpackAttention
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -193,8 +192,8 @@ def test_a_whole_model_by_onednn(fields: dict, older_mkl, tiny_model: Callable, 
 
 def count_absorbed(monkeypatch: pytest.MonkeyPatch) -> list:
     calls = []
-    absorbed = LunaUnpackAttention._attend_absorbed
-    monkeypatch.setattr(LunaUnpackAttention, "_attend_absorbed", lambda *inputs: calls.append(0) or absorbed(*inputs))
+    absorbed = modeling_luna.absorbed_attention
+    monkeypatch.setattr(modeling_luna, "absorbed_attention", lambda *inputs: calls.append(0) or absorbed(*inputs))
     return calls
 
 
