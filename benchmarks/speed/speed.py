@@ -22,6 +22,10 @@ documents apart (Luna; with +flash roberta and modernbert). Tokens per second do
 log-normal and half of the tokens are padding when padded, or they are those of --lengths_file, with one a line, such
 as `awk '{print NF}' RS= corpus.txt` counts the words of texts between empty lines.
 
+With --peers_fast the plain linear maps and dropouts of the other models compute as those of Luna do on a CPU: products
+by oneDNN where that is faster, and dropout with fewer draws. Run the same command with and without it: the record and
+its tables then show both, the peers as their users get them and the peers with the same products.
+
 With --layers a stack of a few layers stands in for the whole model, for rows of --layers_from tokens and more. Its
 times for forward and backward are multiplied by (layers of the model / layers of the stack), that of the optimiser by
 the ratio of their parameters; so the embeddings of the stack, which are a few percent of it, count several times.
@@ -46,13 +50,13 @@ from benchmarks.speed.limited_process import available_memory, run_limited
 from benchmarks.speed.models import SIZES, ModelName
 from benchmarks.speed.options import positive
 from benchmarks.speed.record import MEASURED, Measurement, Record, describe_maker, record_name
-from benchmarks.speed.report import throughput, write_report
+from benchmarks.speed.report import PEERS_FAST, throughput, write_report
 from benchmarks.speed.rows import read_lengths
 from common.errors import UserError, report_user_errors
 from common.hardware import GIB
 
 
-RECORDS = Path(__file__).parent / "records"
+RECORDS = Path(__file__).parents[1] / "records"
 QUICK_RECORDS = Path("runs/speed")
 LUNAS = ["luna-16", "luna-64", "luna-128", "luna-256"]
 PEERS = ["roberta", "modernbert", "nystromformer", "bigbird", "longformer", "fnet"]
@@ -90,6 +94,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         help="in training: layers are computed again in the backward pass, whole or what is cheap of them (none)",
     )  # fmt: skip
     add("--compile", action="store_true", help="torch.compile layers, head and loss")
+    add("--peers_fast", action="store_true", help="the other models with Luna's linear maps and dropout, see above")
     add("--layers", type=positive, help="of a stack in the place of the whole model, see above")
     add("--layers_from", type=positive, default=1, metavar="N", help="for rows of N tokens and more")
     add("--rounds", type=positive, default=3, help="processes for each case (%(default)s)")
@@ -124,6 +129,8 @@ def plan_cases(options: argparse.Namespace) -> list[Case]:
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU.")
+    if options.peers_fast and (options.device == "cuda" or options.compile):
+        raise UserError("--peers_fast changes nothing on a GPU or with --compile: leave it out.")
     if any(not 0.0 <= dropout < 1.0 for dropout in options.dropout):
         raise UserError(f"--dropout must be at least 0 and below 1: {options.dropout}.")
     if options.lengths_file is not None:
@@ -147,6 +154,7 @@ def plan_cases(options: argparse.Namespace) -> list[Case]:
             compile=options.compile,
             device=options.device,
             size=options.size,
+            peers_fast=options.peers_fast,
             steps=options.steps,
             seconds=options.seconds,
         )
@@ -185,7 +193,8 @@ def run_case(case: Case, number: int, seconds: float, memory: int | None) -> Mea
 def describe(measurement: Measurement) -> str:
     case = measurement.case
     text = f"{case.model}, n = {case.length}, {case.task}, {case.dtype}, dropout {case.dropout:g}, {case.rows} rows"
-    text += ": " if case.checkpointing == "none" else f", {case.checkpointing} checkpointing: "
+    text += "" if case.checkpointing == "none" else f", {case.checkpointing} checkpointing"
+    text += f", {PEERS_FAST}: " if case.peers_fast else ": "
     if measurement.outcome != MEASURED:
         return text + measurement.outcome
     memory = measurement.result["memory"] / GIB
