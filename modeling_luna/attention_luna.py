@@ -331,31 +331,31 @@ def absorbs_projections(attention: nn.Module, hidden_states: torch.Tensor, plan:
 
 def absorbed_attention(
     hidden_states: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
     mask: torch.Tensor | None,
     scaling: float,
     q_proj: nn.Linear,
     out_proj: nn.Linear,
 ) -> torch.Tensor:
-    """`out_proj(attention(q_proj(hidden_states), keys, values))`, with both maps folded into the keys and values.
+    """`out_proj(attention(q_proj(hidden_states), key, value))`, with both maps folded into the keys and values.
 
     Args:
         hidden_states: (documents, n, hidden).
-        keys, values: (documents, l, heads, head_dim).
+        key, value: (documents, heads, l, head_dim).
         mask: (documents, 1, 1, l), True where a slot is used.
     """
-    head_dim = keys.shape[-1]
-    # In the equations: batch, l, heads, head dimension e, hidden size d.
-    keys = keys * scaling
+    head_dim = key.shape[-1]
+    # In the equations: batch, heads, l, head dimension e, hidden size d.
+    key = key * scaling
     query_weight = q_proj.weight.unflatten(0, (-1, head_dim))
     query_bias = q_proj.bias.unflatten(0, (-1, head_dim))
     out_weight = out_proj.weight.unflatten(1, (-1, head_dim))
-    to_scores = torch.einsum("blhe,hed->bhld", keys, query_weight)
-    to_output = torch.einsum("blhe,dhe->bdhl", values, out_weight)
+    to_scores = torch.einsum("bhle,hed->bhld", key, query_weight)
+    to_output = torch.einsum("bhle,dhe->bdhl", value, out_weight)
 
     scores = linear_by_document(hidden_states, to_scores.flatten(1, 2)).unflatten(-1, (to_scores.shape[1], -1))
-    bias = torch.einsum("blhe,he->bhl", keys, query_bias).unsqueeze(1)
+    bias = torch.einsum("bhle,he->bhl", key, query_bias).unsqueeze(1)
     scores = scores + bias.to(scores.dtype)  # (batch, n, heads, l)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)

@@ -83,12 +83,7 @@ class LunaAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of (batch, queries, hidden) over (batch, keys, hidden), heads merged, and its weights."""
         query = self._split_heads(plan.pad_queries(apply_linear(self.q_proj, query_states)))
-        projected = self.project_keys_and_values(key_value_states)
-        if self.config.tie_key_value:
-            key = value = self._split_heads(plan.pad_keys(projected[0]))
-        else:
-            key, value = (self._split_heads(plan.pad_keys(states)) for states in projected)
-
+        key, value = self.keys_and_values(key_value_states, plan)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         interface = attention_by_document if plan.by_document else self._attention_interface(dropout, query)
         context, attention_weights = interface(
@@ -104,10 +99,11 @@ class LunaAttention(nn.Module):
         )
         return plan.unpad_queries(context.flatten(start_dim=-2)), attention_weights
 
-    def project_keys_and_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.config.tie_key_value:
-            return (apply_linear(self.kv_proj, states),) * 2
-        return apply_linear(self.k_proj, states), apply_linear(self.v_proj, states)
+    def keys_and_values(self, states: torch.Tensor, plan: AttentionPlan) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, keys, hidden) -> two of (documents, heads, keys, head_dim), which are one where they are tied"""
+        maps = (self.kv_proj,) if self.config.tie_key_value else (self.k_proj, self.v_proj)
+        projected = [self._split_heads(plan.pad_keys(apply_linear(module, states))) for module in maps]
+        return projected[0], projected[-1]
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         num_heads = states.shape[-1] // self.head_dim  # fewer on each device under tensor parallelism
@@ -166,10 +162,9 @@ class LunaUnpackAttention(LunaAttention):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if absorbs_projections(self, hidden_states, plan):
-            projected = self.project_keys_and_values(packed_context)
-            keys, values = (states.unflatten(-1, (-1, self.head_dim)) for states in projected)
+            key, value = self.keys_and_values(packed_context, plan)
             maps = (self.q_proj, self.out_proj)
-            return absorbed_attention(hidden_states, keys, values, plan.mask, self.scaling, *maps), None
+            return absorbed_attention(hidden_states, key, value, plan.mask, self.scaling, *maps), None
         context, attention_weights = self.attend(hidden_states, packed_context, plan, **kwargs)
         return apply_linear(self.out_proj, context), attention_weights
 

@@ -113,12 +113,11 @@ def absorbed_paths() -> Paths:
     """Two documents of 9 tokens, with 3 slots, of which the second document uses two."""
     q_proj, out_proj = nn.Linear(24, 24), nn.Linear(24, 24)
     mask = torch.tensor([[True, True, True], [True, True, False]])[:, None, None]
-    tensors = torch.randn(2, 9, 24), torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6)
+    tensors = torch.randn(2, 9, 24), torch.randn(2, 4, 3, 6), torch.randn(2, 4, 3, 6)
 
-    def plain(hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        query = q_proj(hidden_states).unflatten(-1, (4, 6))
-        heads = (states.transpose(1, 2) for states in (query, keys, values))
-        return out_proj(eager_attention_forward(q_proj, *heads, mask, 6**-0.5)[0].flatten(2))
+    def plain(hidden_states: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        query = q_proj(hidden_states).unflatten(-1, (4, 6)).transpose(1, 2)
+        return out_proj(eager_attention_forward(q_proj, query, key, value, mask, 6**-0.5)[0].flatten(2))
 
     return Paths(lambda *states: absorbed_attention(*states, mask, 6**-0.5, q_proj, out_proj), plain, tensors)
 
