@@ -11,487 +11,162 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.generic import is_flash_attention_requested
 
+from .attention_luna import (
+    AttentionPlan,
+    BatchLayout,
+    absorbed_attention,
+    absorbs_projections,
+    attention_by_document,
+    eager_attention_forward,
+    lay_out_batch,
+)
 from .code_luna import class_reference, registered_class
 from .configuration_luna import LunaConfig
-from .kernels_luna import (
-    apply_convolution,
-    apply_dropout,
-    apply_linear,
-    fast_dropout,
-    is_plain,
-    is_recorded,
-    is_transformed,
-    linear_by_document,
-    runs_eagerly,
+from .kernels_luna import apply_convolution, apply_decoder, apply_dropout, apply_linear
+from .losses_luna import cross_entropy, document_loss, position_loss
+from .outputs_luna import (
+    LunaClassifierOutput,
+    LunaMaskedLMOutput,
+    LunaModelOutput,
+    LunaQuestionAnsweringOutput,
+    classifier_output,
+    recorded_outputs,
 )
 from .releases_luna import (
     ALL_ATTENTION_FUNCTIONS,
     OutputRecorder,
     capture_outputs,
-    create_bidirectional_mask,
     merge_with_config_defaults,
 )
+from .rows_luna import check_choices, check_range, first_positions, take, true_places
+from .tracing_luna import is_transformed, is_vmapped
 
 
-@dataclass
-class LunaModelOutput(ModelOutput):
-    """
-    Output of [`LunaModel`].
+class LunaAttention(nn.Module):
+    """What pack and unpack attention share: projections, heads and the choice of the attention implementation.
 
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch, n, hidden_size)`):
-            The tokens after the last layer; at padding it is finite and holds no meaning.
-        packed_last_hidden_state (`torch.FloatTensor` of shape `(batch, l, hidden_size)`):
-            The packed state P after the last layer, l = min(projection_length, n) (projection_length where
-            `dynamic_projection` is off). A row of m < l tokens uses the first m slots; the others hold no meaning.
-        hidden_states (`tuple`, with `output_hidden_states=True`):
-            The tokens after the embeddings and after each layer (with pre-norm the last after the final norm).
-        packed_hidden_states (`tuple`, with `output_packed_hidden_states=True`):
-            P after the embeddings and after each layer (with pre-norm: before the final norm).
-        attentions (`tuple`, with `output_attentions=True` and the eager implementation):
-            Unpack attention of each layer, `(batch, heads, n, l)`.
-        pack_attentions (`tuple`, with `output_pack_attentions=True` and the eager implementation):
-            Pack attention of each layer, `(batch, heads, l, n)`.
+    For queries Q and keys and values C, in each head of size e:
+
+        Attn(Q, C) = softmax((Q W_q) (C W_k)^T / sqrt(e)) (C W_v),    W_k = W_v where `tie_key_value`
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    packed_last_hidden_state: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    packed_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
+    is_causal = False
 
+    def __init__(self, config: LunaConfig, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        if config.tie_key_value:
+            self.kv_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        else:
+            self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+            self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-@dataclass
-class LunaMaskedLMOutput(ModelOutput):
-    """
-    Output of [`LunaForMaskedLM`].
-
-    Args:
-        loss (scalar `torch.FloatTensor`, where labels are given):
-            Mean cross entropy over the labelled positions, in nats.
-        logits (`torch.FloatTensor` of shape `(batch, n, vocab_size)`):
-            Scores before the softmax; of shape `(labelled positions, vocab_size)` with labels and
-            `sparse_prediction`, but under `torch.func.vmap`, which cannot know their number.
-        hidden_states, attentions, packed_last_hidden_state, packed_hidden_states, pack_attentions:
-            As in [`LunaModelOutput`].
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    packed_last_hidden_state: torch.FloatTensor | None = None
-    packed_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class LunaClassifierOutput(ModelOutput):
-    """
-    Output of [`LunaForSequenceClassification`], [`LunaForTokenClassification`] and [`LunaForMultipleChoice`].
-
-    Args:
-        loss (scalar `torch.FloatTensor`, where labels are given):
-            Cross entropy in nats; for regression the mean squared error, for several labels the binary cross entropy.
-        logits (`torch.FloatTensor`):
-            `(documents, num_labels)`, `(batch, n, num_labels)` and `(batch, choices)`.
-        hidden_states, attentions, packed_last_hidden_state, packed_hidden_states, pack_attentions:
-            As in [`LunaModelOutput`].
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    packed_last_hidden_state: torch.FloatTensor | None = None
-    packed_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class LunaQuestionAnsweringOutput(ModelOutput):
-    """
-    Output of [`LunaForQuestionAnswering`].
-
-    Args:
-        loss (scalar `torch.FloatTensor`, where positions are given):
-            Mean of the cross entropies of start and end, in nats.
-        start_logits, end_logits (`torch.FloatTensor` of shape `(documents, n)`):
-            Scores before the softmax; the lowest number of the dtype at padding.
-        hidden_states, attentions, packed_last_hidden_state, packed_hidden_states, pack_attentions:
-            As in [`LunaModelOutput`].
-    """
-
-    loss: torch.FloatTensor | None = None
-    start_logits: torch.FloatTensor | None = None
-    end_logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    packed_last_hidden_state: torch.FloatTensor | None = None
-    packed_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-class RaggedRows(NamedTuple):
-    """Where rows of different lengths lie in a batch of states (batch, width, ...).
-
-    The states, read row by row and without padding, hold one ragged row after another. The rows are the documents of
-    a batch (one row of the batch may hold several), or the used slots of each document.
-
-    A tuple, so that whatever moves tensors between devices finds them.
-
-    Args:
-        shape: (batch, width).
-        index: places in the flattened batch, padding left out; None where there is no padding.
-        cu_seq_lens: (rows + 1), where each row begins and ends among the places of `index`.
-        max_length: at least the length of the longest row.
-        mask: (rows, max_length), which cells of the padded form hold a state.
-        cells: (rows, max_length), the place in the flattened batch that fills each of these cells; cells outside
-            the mask repeat a state of their own row.
-        places: (states), the cell of the padded form that each state is in.
-    """
-
-    shape: tuple[int, int]
-    index: torch.Tensor | None
-    cu_seq_lens: torch.Tensor
-    max_length: int
-    mask: torch.Tensor
-    cells: torch.Tensor
-    places: torch.Tensor
-
-    @classmethod
-    def build(
-        cls, shape: tuple[int, int], index: torch.Tensor | None, cu_seq_lens: torch.Tensor, max_length: int
-    ) -> "RaggedRows":
-        device = cu_seq_lens.device
-        starts, lengths = cu_seq_lens[:-1].unsqueeze(1), cu_seq_lens.diff().unsqueeze(1)
-        steps = torch.arange(max_length, device=device)
-        num_states = shape[0] * shape[1] if index is None else index.shape[0]
-        cells = (starts + torch.minimum(steps, (lengths - 1).clamp(min=0))).clamp(max=num_states - 1)
-        states = torch.arange(num_states, device=device)
-        rows = torch.searchsorted(cu_seq_lens[1:], states, right=True)
-        return cls(
-            shape=shape,
-            index=index,
-            cu_seq_lens=cu_seq_lens,
-            max_length=max_length,
-            mask=steps < lengths,
-            cells=cells if index is None else index[cells],
-            places=rows * max_length + states - cu_seq_lens[rows],
+    def attend(
+        self,
+        query_states: torch.Tensor,
+        key_value_states: torch.Tensor,
+        plan: AttentionPlan,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention of (batch, queries, hidden) over (batch, keys, hidden), heads merged, and its weights."""
+        query = self._split_heads(plan.pad_queries(apply_linear(self.q_proj, query_states)))
+        key, value = self.keys_and_values(key_value_states, plan)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        interface = attention_by_document if plan.by_document else self._attention_interface(dropout, query)
+        context, attention_weights = interface(
+            self,
+            query,
+            key,
+            value,
+            plan.mask,
+            dropout=dropout,
+            scaling=self.scaling,
+            **(plan.bounds or {}),
+            **kwargs,
         )
+        return plan.unpad_queries(context.flatten(start_dim=-2)), attention_weights
 
-    @classmethod
-    def from_mask(cls, mask: torch.Tensor) -> "RaggedRows":
-        """One ragged row for each row of a mask (batch, width), whose True are states.
+    def keys_and_values(self, states: torch.Tensor, plan: AttentionPlan) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, keys, hidden) -> two of (documents, heads, keys, head_dim), which are one where they are tied"""
+        maps = (self.kv_proj,) if self.config.tie_key_value else (self.k_proj, self.v_proj)
+        projected = [self._split_heads(plan.pad_keys(apply_linear(module, states))) for module in maps]
+        return projected[0], projected[-1]
 
-        A row without any keeps its first one: attention kernels differ in what they make of an empty row.
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        num_heads = states.shape[-1] // self.head_dim  # fewer on each device under tensor parallelism
+        return states.view(*states.shape[:-1], num_heads, self.head_dim).transpose(1, 2)
+
+    def _attention_interface(self, dropout: float, query: torch.Tensor) -> Callable:
+        implementation = self.config._attn_implementation
+        # torch's kernel for CPUs has no dropout, and is slow in bfloat16: Luna's small maps are cheaper written out.
+        # No kernel has the derivatives of `torch.func.jvp` and `hessian`.
+        cheaper = query.device.type == "cpu" and (dropout > 0.0 or query.dtype == torch.bfloat16)
+        if implementation == "sdpa" and (cheaper or is_transformed()):
+            return eager_attention_forward
+        return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+
+
+class LunaPackAttention(LunaAttention):
+    """P attends to the tokens (section 3.1 of the paper): Y_P = Attn(P, X), with l x n weights in each head.
+
+    There is no output projection (official `LunarMultiheadAttention`).
+    """
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config, config.num_pack_attention_heads or config.num_attention_heads)
+
+    def align_queries(self):
+        """Initialise the queries such that a slot attends to the tokens that it resembles.
+
+        The scores of each head are as large as those of a single one.
         """
-        batch_size, width = mask.shape
-        mask = mask | (~mask.any(dim=1, keepdim=True) & (torch.arange(width, device=mask.device) == 0))
-        cu_seq_lens = nn.functional.pad(mask.sum(dim=1).cumsum(dim=0), (1, 0))
-        return cls.build((batch_size, width), mask.flatten().nonzero().squeeze(1), cu_seq_lens, width)
+        keys = self.kv_proj if self.config.tie_key_value else self.k_proj
+        num_heads = self.config.hidden_size // self.head_dim
+        init.copy_(self.q_proj.weight, math.sqrt(num_heads) * keys.weight)
 
-    def pad(self, states: torch.Tensor) -> torch.Tensor:
-        """(batch, width, ...) -> (rows, max_length, ...)"""
-        return take(states.flatten(0, 1), self.cells)
-
-    def unpad(self, states: torch.Tensor) -> torch.Tensor:
-        """(rows, max_length, ...) -> (batch, width, ...), zeros at padding"""
-        return self._spread(take(states.flatten(0, 1), self.places))
-
-    def flatten(self, states: torch.Tensor) -> torch.Tensor:
-        """(batch, width, ...) -> (1, states, ...)"""
-        states = states.flatten(0, 1)
-        return (states if self.index is None else take(states, self.index)).unsqueeze(0)
-
-    def unflatten(self, states: torch.Tensor) -> torch.Tensor:
-        """(1, states, ...) -> (batch, width, ...), zeros at padding"""
-        return self._spread(states.squeeze(0))
-
-    def positions(self) -> torch.Tensor:
-        """(batch, width), the place of each state within its row; 0 at padding"""
-        return self._spread(self.places % self.max_length)
-
-    def _spread(self, states: torch.Tensor) -> torch.Tensor:
-        if self.index is not None:
-            batch = states.new_zeros(self.shape[0] * self.shape[1], *states.shape[1:])
-            states = batch.index_copy(0, self.index, states)
-        return states.unflatten(0, self.shape)
+    def forward(
+        self,
+        packed: torch.Tensor,
+        hidden_states: torch.Tensor,
+        plan: AttentionPlan,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.attend(packed, hidden_states, plan, **kwargs)
 
 
-def smaller_size(limit: int, size: int | torch.SymInt | torch.Tensor) -> int | torch.SymInt | torch.Tensor:
-    """The minimum, as an expression where a graph is recorded; the sizes of torch.jit.trace are tensors."""
-    return size.clamp(max=limit) if torch.jit.is_tracing() else torch.sym_min(limit, size)
+class LunaUnpackAttention(LunaAttention):
+    """The tokens attend to the packed context (section 3.1 of the paper): Y_X = Attn(X, Y_P) W_o, n x l weights."""
 
+    def __init__(self, config: LunaConfig):
+        super().__init__(config, config.num_attention_heads)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-def take(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """states[places], with a backward pass that is several times faster."""
-    return states.index_select(0, places.flatten()).unflatten(0, places.shape)
-
-
-def without_transforms(values: torch.Tensor) -> torch.Tensor:
-    """The values of a tensor for all samples of `torch.func.vmap`, with a dimension more for each vmap."""
-    while is_transformed() and torch._C._functorch.is_functorch_wrapped_tensor(values):
-        values = torch._C._functorch.get_unwrapped(values)
-    return values
-
-
-def is_vmapped(values: torch.Tensor | None) -> bool:
-    return values is not None and values.ndim != without_transforms(values).ndim
-
-
-def can_be_read(values: torch.Tensor) -> bool:
-    """Whether a program may look at the values: on a GPU it would have to wait for them."""
-    return values.device.type == "cpu" and not is_recorded() and not is_vmapped(values)
-
-
-def true_places(mask: torch.Tensor, count: int | None = None) -> torch.Tensor:
-    """Where a flattened mask is true; `count` says how often that is, so that a GPU need not be waited for."""
-    if count is None:
-        return mask.flatten().nonzero().squeeze(1)
-    if can_be_read(mask) and count != mask.sum():
-        raise ValueError(f"num_tokens or num_predicted is {count}, but the batch has {int(mask.sum())}.")
-    return torch.nonzero_static(mask.flatten(), size=count).squeeze(1)
-
-
-SEVERAL_DOCUMENTS = (
-    "Several documents in a row: give cu_seq_lens_q and max_length_q to a compiled model; torch.jit.trace needs rows "
-    "of one document."
-)
-
-
-def locate_documents(
-    shape: tuple[int, int],
-    attention_mask: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
-    cu_seq_lens: torch.Tensor | None = None,
-    max_length: int | None = None,
-    num_tokens: int | None = None,
-) -> RaggedRows | None:
-    """Find the documents of a batch whose rows hold several of them.
-
-    Args:
-        shape: (batch, n).
-        attention_mask: (batch, n), False at padding.
-        position_ids: (batch, n) or (1, n); without `cu_seq_lens` a document begins where they do not rise.
-        cu_seq_lens: (documents + 1), where the documents begin and end in the batch read row by row, padding included.
-        max_length: the length of the longest document; with it a GPU need not be waited for.
-        num_tokens: the same for the number of tokens, where there is a mask.
-
-    Returns:
-        None where every row is one document.
-
-    Raises:
-        ValueError: for `cu_seq_lens` under torch.jit.trace; (on a CPU) for those that do not span the batch, or a
-            `max_length` that is too small.
-    """
-    if cu_seq_lens is None and position_ids is None:
-        return None
-    if cu_seq_lens is not None and torch.jit.is_tracing():
-        raise ValueError(SEVERAL_DOCUMENTS)
-    if cu_seq_lens is None:
-        position_ids = position_ids.expand(shape)
-        if is_recorded() or is_vmapped(position_ids) or is_vmapped(attention_mask):
-            require_one_document(position_ids, attention_mask)
-            return None
-    index = None if attention_mask is None else true_places(attention_mask, num_tokens)
-    if cu_seq_lens is None:
-        places = torch.arange(position_ids.numel(), device=position_ids.device) if index is None else index
-        positions, rows = position_ids.flatten()[places], places // shape[1]
-        new_row, restart = rows.diff() > 0, positions.diff() <= 0
-        if not (restart & ~new_row).any():
-            return None
-        starts = (restart | new_row).nonzero().squeeze(1) + 1
-        cu_seq_lens = nn.functional.pad(starts, (1, 1))
-        cu_seq_lens[-1] = places.shape[0]
-    else:
-        check_cu_seq_lens(cu_seq_lens, shape[0] * shape[1])
-        if attention_mask is not None:
-            cu_seq_lens = nn.functional.pad(attention_mask.flatten().cumsum(dim=0), (1, 0))[cu_seq_lens]
-    if max_length is None:
-        max_length = int(cu_seq_lens.diff().max())
-    elif can_be_read(cu_seq_lens):
-        longest = int(cu_seq_lens.diff().max())
-        if longest > max_length:
-            raise ValueError(f"max_length_q is {max_length}, but the longest document has {longest} tokens.")
-    return RaggedRows.build(shape, index, cu_seq_lens, max_length)
-
-
-def require_one_document(position_ids: torch.Tensor, attention_mask: torch.Tensor | None):
-    """Fail for rows of several documents where their number, on which shapes depend, cannot be known."""
-    rises = position_ids.diff() > 0
-    if attention_mask is not None:
-        rises = rises | ~attention_mask[:, 1:] | ~attention_mask[:, :-1]
-    if is_recorded():
-        torch._assert_async(rises.all(), SEVERAL_DOCUMENTS)
-    elif not without_transforms(rises).all():
-        raise ValueError("Several documents in a row: torch.func.vmap takes rows of one document.")
-
-
-def check_cu_seq_lens(cu_seq_lens: torch.Tensor, num_tokens: int):
-    if not can_be_read(cu_seq_lens):
-        return
-    if (
-        cu_seq_lens.ndim != 1
-        or cu_seq_lens.numel() < 2
-        or cu_seq_lens[0] != 0
-        or cu_seq_lens[-1] != num_tokens
-        or (cu_seq_lens.diff() < 0).any()
-    ):
-        raise ValueError(
-            f"cu_seq_lens_q must rise from 0 to the number of tokens of the batch ({num_tokens}), as "
-            f"[0, end of the first document, ...]; found {cu_seq_lens.tolist()}."
-        )
-
-
-def pair_rows(tokens: RaggedRows, num_slots: int, slot_mask: torch.Tensor | None) -> tuple[RaggedRows, RaggedRows]:
-    """Ragged rows of tokens and of slots of which the k-th of the ones attends to the k-th of the others.
-
-    Each document gives two pairs: its tokens and the slots that it uses, and no tokens and the slots that it does not
-    use. So all slots stay where they are, and a GPU need not be waited for to know how many are used.
-
-    Args:
-        tokens: of the documents.
-        slot_mask: (documents, l), False at slots that are not used; None where all are.
-    """
-    lengths = tokens.cu_seq_lens.diff()
-    used = torch.full_like(lengths, num_slots) if slot_mask is None else slot_mask.sum(dim=1)
-    token_bounds, slot_bounds = (
-        nn.functional.pad(torch.stack(pair, dim=1).flatten().cumsum(dim=0), (1, 0))
-        for pair in ((lengths, torch.zeros_like(lengths)), (used, num_slots - used))
-    )
-    slots = RaggedRows.build((len(lengths), num_slots), None, slot_bounds, num_slots)
-    return tokens._replace(cu_seq_lens=token_bounds), slots
-
-
-class AttentionPlan(NamedTuple):
-    """How the states of queries and keys are laid out for the attention implementation.
-
-    Args:
-        mask: what the implementation takes as a mask, over the states as they are laid out.
-        queries, keys: ragged rows that are to be laid out; None where the states are left as they are, (batch, time).
-        varlen: lays ragged rows out one after another, for flash attention, instead of padding them.
-        by_document: lays them out so for `attention_by_document` instead.
-    """
-
-    mask: Any = None
-    queries: RaggedRows | None = None
-    keys: RaggedRows | None = None
-    varlen: bool = False
-    by_document: bool = False
-
-    def arrange(self, states: torch.Tensor, rows: RaggedRows | None) -> torch.Tensor:
-        if rows is None:
-            return states
-        return rows.flatten(states) if self.varlen else rows.pad(states)
-
-    def restore(self, context: torch.Tensor) -> torch.Tensor:
-        if self.queries is None:
-            return context
-        return self.queries.unflatten(context) if self.varlen else self.queries.unpad(context)
-
-    def kernel_kwargs(self) -> dict[str, Any]:
-        if not self.varlen:
-            return {}
-        return {
-            "cu_seq_lens_q": self.queries.cu_seq_lens.int(),
-            "cu_seq_lens_k": self.keys.cu_seq_lens.int(),
-            "max_length_q": self.queries.max_length,
-            "max_length_k": self.keys.max_length,
-        }
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to compute in what would lose too much in float16 or bfloat16."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def softmax(scores: torch.Tensor) -> torch.Tensor:
-    """Softmax over the last dimension, at least in float32."""
-    return nn.functional.softmax(scores, dim=-1, dtype=at_least_float32(scores.dtype))
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention with the weights written out; the mask is additive or boolean (True: attend)."""
-    attention_weights = torch.matmul(query * scaling, key.transpose(-1, -2))  # (batch, heads, queries, keys)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        attention_weights = attention_weights.masked_fill(~attention_mask, torch.finfo(query.dtype).min)
-    elif attention_mask is not None:
-        attention_weights = attention_weights + attention_mask
-    attention_weights = softmax(attention_weights).to(query.dtype)
-    attention_weights = fast_dropout(attention_weights, dropout, module.training)
-    context = torch.matmul(attention_weights, value)
-    return context.transpose(1, 2).contiguous(), attention_weights
-
-
-def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_dims: set[int]) -> bool:
-    """Whether `varlen_attn` takes heads of these sizes, of this dtype or of autocast's, on this device."""
-    if device.type != "cuda":
-        return False
-    if torch.is_autocast_enabled("cuda"):
-        dtype = torch.get_autocast_dtype("cuda")
-    return (
-        dtype in (torch.float16, torch.bfloat16)
-        and all(head_dim <= 256 and head_dim % 8 == 0 for head_dim in head_dims)
-        and torch.version.cuda is not None
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
-
-
-def attention_by_document(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    scaling: float,
-    cu_seq_lens_q: torch.Tensor,
-    cu_seq_lens_k: torch.Tensor,
-    max_length_q: int,
-    max_length_k: int,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, None]:
-    """Attention without dropout of ragged rows, which lie one after another as (1, heads, states, head_dim).
-
-    A GPU does it in one kernel, a CPU with a call for each row.
-    """
-    if query.device.type != "cpu":
-        states = [heads.squeeze(0).transpose(0, 1) for heads in (query, key, value)]
-        context = varlen_attn(*states, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, scale=scaling)
-        return context.unsqueeze(0), None
-    lengths_q, lengths_k = cu_seq_lens_q.diff().tolist(), cu_seq_lens_k.diff().tolist()
-    rows = zip(query.split(lengths_q, dim=2), key.split(lengths_k, dim=2), value.split(lengths_k, dim=2), strict=True)
-    contexts = [
-        nn.functional.scaled_dot_product_attention(*row, scale=scaling) if keys else torch.zeros_like(row[0])
-        for row, queries, keys in zip(rows, lengths_q, lengths_k, strict=True)
-        if queries
-    ]
-    return torch.cat(contexts, dim=2).transpose(1, 2), None
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        packed_context: torch.Tensor,
+        plan: AttentionPlan,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if absorbs_projections(self, hidden_states, plan):
+            key, value = self.keys_and_values(packed_context, plan)
+            maps = (self.q_proj, self.out_proj)
+            return absorbed_attention(hidden_states, key, value, plan.mask, self.scaling, *maps), None
+        context, attention_weights = self.attend(hidden_states, packed_context, plan, **kwargs)
+        return apply_linear(self.out_proj, context), attention_weights
 
 
 class LunaEmbeddings(nn.Module):
@@ -519,37 +194,22 @@ class LunaEmbeddings(nn.Module):
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
         position_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        documents: RaggedRows | None = None,
+        layout: BatchLayout,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the tokens (batch, n, hidden) and P (documents, l, hidden).
-
-        Without `documents` every row of the batch is one.
-        """
+        """Return the tokens (batch, n, hidden) and P (documents, l, hidden)."""
         if inputs_embeds is None:
             check_range(input_ids, self.config.vocab_size, "Do tokenizer and model belong together? input_ids")
             inputs_embeds = self.word_embeddings(input_ids)
-        hidden_states = inputs_embeds + self._embed_positions(inputs_embeds, position_ids, attention_mask, documents)
+        hidden_states = inputs_embeds + self._embed_positions(inputs_embeds, position_ids, layout)
         hidden_states = apply_dropout(self.dropout, self.layer_norm(hidden_states))
-        if attention_mask is not None:
-            hidden_states = hidden_states.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
+        if layout.token_mask is not None:
+            hidden_states = hidden_states.masked_fill(~layout.token_mask.unsqueeze(-1), 0.0)
 
-        document_mask = attention_mask if documents is None else documents.mask
-        num_documents, width = inputs_embeds.shape[:2] if documents is None else documents.mask.shape
-        num_slots = self.config.projection_length
-        if self.config.dynamic_projection:
-            num_slots = smaller_size(num_slots, width)
-        packed = self.packed_embeddings[:num_slots]
-        if self.config.positional_slots and position_ids is not None:
-            firsts = first_positions(position_ids, attention_mask, documents)
-            slots = (firsts + torch.arange(num_slots, device=firsts.device)) % self.config.projection_length
-            packed = self.packed_embeddings[slots]
-        if self.config.position_embedding_type == "sinusoidal":
-            packed = packed + sinusoids(torch.arange(num_slots, device=packed.device), packed)
-        packed = self.packed_layer_norm(packed).expand(num_documents, -1, -1)
+        num_documents = (inputs_embeds if layout.document_mask is None else layout.document_mask).shape[0]
+        packed = self.packed_layer_norm(self._embed_slots(position_ids, layout)).expand(num_documents, -1, -1)
         packed = apply_dropout(self.dropout, packed)
-        if document_mask is not None and self.config.dynamic_projection:
-            packed = packed.masked_fill(~used_slots(document_mask, num_slots).unsqueeze(-1), 0.0)
+        if layout.slot_mask is not None:
+            packed = packed.masked_fill(~layout.slot_mask.unsqueeze(-1), 0.0)
         return hidden_states, packed
 
     def sums_of_positions(self) -> torch.Tensor:
@@ -560,21 +220,23 @@ class LunaEmbeddings(nn.Module):
         sums[: len(positions)] = 0.0
         return sums.index_add(0, slots, positions)
 
+    def _embed_slots(self, position_ids: torch.Tensor | None, layout: BatchLayout) -> torch.Tensor:
+        """(l, hidden) or (documents, l, hidden)"""
+        packed = self.packed_embeddings[: layout.num_slots]
+        if self.config.positional_slots and position_ids is not None:
+            firsts = first_positions(position_ids, layout.token_mask, layout.documents)
+            slots = (firsts + torch.arange(layout.num_slots, device=firsts.device)) % self.config.projection_length
+            packed = self.packed_embeddings[slots]
+        if self.config.position_embedding_type == "sinusoidal":
+            packed = packed + sinusoids(torch.arange(layout.num_slots, device=packed.device), packed)
+        return packed
+
     def _embed_positions(
-        self,
-        inputs_embeds: torch.Tensor,
-        position_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        documents: RaggedRows | None,
+        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor | None, layout: BatchLayout
     ) -> torch.Tensor:
         counted = position_ids is None
-        if counted and documents is not None:
-            position_ids = documents.positions()
-        elif counted and attention_mask is None:
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0)
-        elif counted:
-            # Counts the tokens of each row, so that padding on either side does not move them.
-            position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+        if counted:
+            position_ids = layout.count_positions(inputs_embeds)
         if self.config.position_embedding_type == "sinusoidal":
             return sinusoids(position_ids + self.position_offset, inputs_embeds)
         limit = self.config.max_position_embeddings
@@ -589,36 +251,6 @@ class LunaEmbeddings(nn.Module):
         return self.position_embeddings(position_ids + self.position_offset)
 
 
-def first_positions(
-    position_ids: torch.Tensor, attention_mask: torch.Tensor | None, documents: RaggedRows | None
-) -> torch.Tensor:
-    """The position of the first token of each document, (documents, 1); (1, 1) where it is the same for all rows."""
-    if documents is not None:
-        return documents.pad(position_ids.expand(documents.shape))[:, :1]
-    if attention_mask is not None:
-        return position_ids.expand_as(attention_mask).gather(1, attention_mask.int().argmax(dim=1, keepdim=True))
-    return position_ids[:, :1]
-
-
-def used_slots(document_mask: torch.Tensor, num_slots: int) -> torch.Tensor:
-    """Which of its slots a document uses, (documents, l), where `document_mask` (documents, n) tells its tokens.
-
-    A document without a token has one slot all the same, so that whatever is computed from its slots is finite.
-    """
-    lengths = document_mask.sum(dim=-1, keepdim=True).clamp(min=1)
-    return torch.arange(num_slots, device=document_mask.device) < lengths
-
-
-def check_range(ids: torch.Tensor, limit: int, name: str):
-    """Raise a `ValueError` for ids outside [0, limit), on a CPU alone: a GPU would have to wait for the answer."""
-    ids = without_transforms(ids)
-    if not can_be_read(ids) or ids.numel() == 0:
-        return
-    smallest, largest = (int(value) for value in torch.aminmax(ids))
-    if smallest < 0 or largest >= limit:
-        raise ValueError(f"{name} must lie between 0 and {limit - 1}; found {smallest} to {largest}.")
-
-
 def sinusoids(positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Sinusoidal embeddings of integer positions: sines in the first half of the dimensions, cosines in the second.
 
@@ -626,164 +258,11 @@ def sinusoids(positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         positions: integers of any shape.
         like: gives the size of the last dimension, which is even, and the dtype of the result.
     """
-    half, dtype = like.shape[-1] // 2, at_least_float32(like.dtype)
+    half, dtype = like.shape[-1] // 2, torch.promote_types(like.dtype, torch.float32)
     steps = torch.arange(half, dtype=dtype, device=positions.device)
     frequencies = torch.exp(steps * (-math.log(10000.0) / max(half - 1, 1)))
     angles = positions.unsqueeze(-1).to(dtype) * frequencies
     return torch.cat((angles.sin(), angles.cos()), dim=-1).to(like.dtype)
-
-
-class LunaAttention(nn.Module):
-    """What pack and unpack attention share: projections, heads and the choice of the attention implementation."""
-
-    is_causal = False
-
-    def __init__(self, config: LunaConfig, num_heads: int):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        if config.tie_key_value:
-            self.kv_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        else:
-            self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-            self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def attend(
-        self,
-        query_states: torch.Tensor,
-        key_value_states: torch.Tensor,
-        plan: AttentionPlan,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attention of (batch, queries, hidden) over (batch, keys, hidden), heads merged, and its weights."""
-        query = self._split_heads(plan.arrange(apply_linear(self.q_proj, query_states), plan.queries))
-        if self.config.tie_key_value:
-            key = value = self._split_heads(plan.arrange(apply_linear(self.kv_proj, key_value_states), plan.keys))
-        else:
-            key = self._split_heads(plan.arrange(apply_linear(self.k_proj, key_value_states), plan.keys))
-            value = self._split_heads(plan.arrange(apply_linear(self.v_proj, key_value_states), plan.keys))
-
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        interface = attention_by_document if plan.by_document else self._attention_interface(dropout, query)
-        context, attention_weights = interface(
-            self,
-            query,
-            key,
-            value,
-            plan.mask,
-            dropout=dropout,
-            scaling=self.scaling,
-            **plan.kernel_kwargs(),
-            **kwargs,
-        )
-        return plan.restore(context.flatten(start_dim=-2)), attention_weights
-
-    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        num_heads = states.shape[-1] // self.head_dim  # fewer on each device under tensor parallelism
-        return states.view(*states.shape[:-1], num_heads, self.head_dim).transpose(1, 2)
-
-    def _attention_interface(self, dropout: float, query: torch.Tensor) -> Callable:
-        implementation = self.config._attn_implementation
-        # torch's kernel for CPUs has no dropout, and is slow in bfloat16: Luna's small maps are cheaper written out.
-        # No kernel has the derivatives of `torch.func.jvp` and `hessian`.
-        cheaper = query.device.type == "cpu" and (dropout > 0.0 or query.dtype == torch.bfloat16)
-        if implementation == "sdpa" and (cheaper or is_transformed()):
-            return eager_attention_forward
-        return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-
-
-class LunaPackAttention(LunaAttention):
-    """P attends to the tokens. There is no output projection (official `LunarMultiheadAttention`)."""
-
-    def __init__(self, config: LunaConfig):
-        super().__init__(config, config.num_pack_attention_heads or config.num_attention_heads)
-
-    def align_queries(self):
-        """Initialise the queries such that a slot attends to the tokens that it resembles.
-
-        The scores of each head are as large as those of a single one.
-        """
-        keys = self.kv_proj if self.config.tie_key_value else self.k_proj
-        num_heads = self.config.hidden_size // self.head_dim
-        init.copy_(self.q_proj.weight, math.sqrt(num_heads) * keys.weight)
-
-    def forward(
-        self,
-        packed: torch.Tensor,
-        hidden_states: torch.Tensor,
-        plan: AttentionPlan,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self.attend(packed, hidden_states, plan, **kwargs)
-
-
-class LunaUnpackAttention(LunaAttention):
-    """The tokens attend to what the pack attention gave."""
-
-    def __init__(self, config: LunaConfig):
-        super().__init__(config, config.num_attention_heads)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        packed_context: torch.Tensor,
-        plan: AttentionPlan,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self._should_absorb(hidden_states, plan):
-            return self._attend_absorbed(hidden_states, packed_context, plan.mask), None
-        context, attention_weights = self.attend(hidden_states, packed_context, plan, **kwargs)
-        return apply_linear(self.out_proj, context), attention_weights
-
-    def _should_absorb(self, hidden_states: torch.Tensor, plan: AttentionPlan) -> bool:
-        """Whether `_attend_absorbed` gives the same, and is faster.
-
-        It takes 2 l h d multiply-adds for each token, with h heads, instead of 2 d^2 + 2 l d. Up to half of them the
-        gain is more than what writing out the weights costs. For short rows the folded maps, 2 l h d numbers a row,
-        would take more memory than the states.
-        """
-        num_weights = self.config.projection_length * self.config.num_attention_heads  # of a token
-        return (
-            2 * num_weights <= self.config.hidden_size
-            and (is_recorded() or hidden_states.shape[1] >= num_weights)
-            and self.config._attn_implementation == "sdpa"
-            and not (self.training and self.config.attention_probs_dropout_prob > 0.0)
-            and plan.queries is None
-            and is_plain(self.q_proj)
-            and is_plain(self.out_proj)
-        )
-
-    def _attend_absorbed(
-        self, hidden_states: torch.Tensor, packed_context: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The whole attention, with the projections of queries and output folded into the keys and values of P.
-
-        Args:
-            mask: (documents, 1, 1, l), True where a slot is used.
-        """
-        if self.config.tie_key_value:
-            keys = values = apply_linear(self.kv_proj, packed_context)
-        else:
-            keys, values = apply_linear(self.k_proj, packed_context), apply_linear(self.v_proj, packed_context)
-        keys, values = (states.unflatten(-1, (-1, self.head_dim)) for states in (keys * self.scaling, values))
-        # In the equations: batch, l, heads, head dimension e, hidden size d.
-        query_weight = self.q_proj.weight.unflatten(0, (-1, self.head_dim))
-        query_bias = self.q_proj.bias.unflatten(0, (-1, self.head_dim))
-        out_weight = self.out_proj.weight.unflatten(1, (-1, self.head_dim))
-        to_scores = torch.einsum("blhe,hed->bhld", keys, query_weight)
-        to_output = torch.einsum("blhe,dhe->bdhl", values, out_weight)
-
-        scores = linear_by_document(hidden_states, to_scores.flatten(1, 2)).unflatten(-1, (to_scores.shape[1], -1))
-        bias = torch.einsum("blhe,he->bhl", keys, query_bias).unsqueeze(1)
-        scores = scores + bias.to(scores.dtype)  # (batch, n, heads, l)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        weights = softmax(scores).to(scores.dtype)
-        output = linear_by_document(weights.flatten(2), to_output.flatten(2))
-        return output + self.out_proj.bias.to(output.dtype)
 
 
 class LunaMLP(nn.Module):
@@ -799,22 +278,15 @@ class LunaMLP(nn.Module):
         return apply_linear(self.fc2, apply_dropout(self.activation_dropout, hidden_states))
 
 
-def convolve(
-    convolution: nn.Conv1d,
-    hidden_states: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    documents: RaggedRows | None,
-) -> torch.Tensor:
-    """Depthwise convolution over the tokens, with zeros in place of padding and of other documents."""
-    if documents is not None:
-        hidden_states, attention_mask = documents.pad(hidden_states), documents.mask
-    if attention_mask is not None:
-        hidden_states = hidden_states.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
-    hidden_states = apply_convolution(convolution, hidden_states)
-    return hidden_states if documents is None else documents.unpad(hidden_states)
-
-
 class LunaLayer(GradientCheckpointingLayer):
+    """One layer over tokens X and packed state P (section 3.2 of the paper):
+
+        Y_P = pack(P, X)                Y_X = unpack(X, Y_P)
+        P <- LN(P + Y_P)                X <- LN(X + Y_X);  X <- LN(X + FFN(X))
+
+    With `normalize_before` the norms stand before the attentions and the FFN instead, outside of the residuals.
+    """
+
     def __init__(self, config: LunaConfig):
         super().__init__()
         self.normalize_before = config.normalize_before
@@ -834,21 +306,19 @@ class LunaLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         packed: torch.Tensor,
-        pack_plan: AttentionPlan,
-        unpack_plan: AttentionPlan,
-        attention_mask: torch.Tensor | None = None,
-        documents: RaggedRows | None = None,
+        layout: BatchLayout,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.convolution is not None:  # before the residual branches off, which therefore holds its output
-            hidden_states = convolve(self.convolution, hidden_states, attention_mask, documents)
+            hidden_states = convolve(self.convolution, hidden_states, layout)
+        hidden_states, packed = layout.remove_padding(hidden_states, packed)
 
         residual, packed_residual = hidden_states, packed
         if self.normalize_before:
             hidden_states = self.attention_layer_norm(hidden_states)
             packed = self.packed_layer_norm(packed)
-        packed_context, _ = self.pack_attention(packed, hidden_states, pack_plan, **kwargs)
-        hidden_states, _ = self.unpack_attention(hidden_states, packed_context, unpack_plan, **kwargs)
+        packed_context, _ = self.pack_attention(packed, hidden_states, layout.pack, **kwargs)
+        hidden_states, _ = self.unpack_attention(hidden_states, packed_context, layout.unpack, **kwargs)
         hidden_states = residual + apply_dropout(self.dropout, hidden_states)
         packed = packed_residual + apply_dropout(self.dropout, packed_context)
         if not self.normalize_before:
@@ -861,28 +331,15 @@ class LunaLayer(GradientCheckpointingLayer):
         hidden_states = residual + apply_dropout(self.dropout, self.mlp(hidden_states))
         if not self.normalize_before:
             hidden_states = self.final_layer_norm(hidden_states)
-        return hidden_states, packed
+        return layout.restore_padding(hidden_states, packed)
 
 
-def join_gradients(hidden_states: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pass both states on; the one that no loss reads gets a gradient of zeros instead of none.
-
-    The norm of P in the last layer would otherwise have no gradient under a masked-LM loss, and
-    `DistributedDataParallel` would wait for it.
-    """
-    if not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return hidden_states, packed
-    # The sum of an empty slice is 0, whatever the state holds, and so is its gradient.
-    from_hidden, from_packed = (states[..., :0].sum() for states in (hidden_states, packed))
-    return hidden_states + from_packed.to(hidden_states), packed + from_hidden.to(packed)
-
-
-def gathered_for_resizing(weight: nn.Parameter) -> AbstractContextManager:
-    """Under DeepSpeed ZeRO-3 every process holds a part of the weight: gather it to read the whole."""
-    if not hasattr(weight, "ds_id"):
-        return nullcontext()
-    # Not by an import statement, which would make DeepSpeed a requirement of this file as remote code.
-    return sys.modules["deepspeed"].zero.GatheredParameters([weight])
+def convolve(convolution: nn.Conv1d, hidden_states: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+    """Depthwise convolution over the tokens, with zeros in place of padding and of other documents."""
+    hidden_states = layout.by_document(hidden_states)
+    if layout.document_mask is not None:
+        hidden_states = hidden_states.masked_fill(~layout.document_mask.unsqueeze(-1), 0.0)
+    return layout.by_row(apply_convolution(convolution, hidden_states))
 
 
 class LunaPreTrainedModel(PreTrainedModel):
@@ -1000,6 +457,14 @@ class LunaPreTrainedModel(PreTrainedModel):
         self.config.max_position_embeddings = new_num_position_embeddings
 
 
+def gathered_for_resizing(weight: nn.Parameter) -> AbstractContextManager:
+    """Under DeepSpeed ZeRO-3 every process holds a part of the weight: gather it to read the whole."""
+    if not hasattr(weight, "ds_id"):
+        return nullcontext()
+    # Not by an import statement, which would make DeepSpeed a requirement of this file as remote code.
+    return sys.modules["deepspeed"].zero.GatheredParameters([weight])
+
+
 class LunaModel(LunaPreTrainedModel):
     """The bare encoder: tokens in, hidden states and packed state out."""
 
@@ -1032,6 +497,7 @@ class LunaModel(LunaPreTrainedModel):
         max_length_q: int | None = None,
         max_length_k: int | None = None,
         num_tokens: int | None = None,
+        layout: BatchLayout | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LunaModelOutput:
         r"""
@@ -1058,99 +524,33 @@ class LunaModel(LunaPreTrainedModel):
             num_tokens (`int`, *optional*):
                 Sum of `attention_mask`. Where it and `max_length_q` are given with several documents in a row, a GPU
                 need not be waited for.
+            layout (`BatchLayout`, *optional*):
+                What `lay_out_batch` makes of the arguments above, where a head has called it already.
 
         Raises:
             ValueError: for a mask of another shape, a document of more than `max_position_embeddings` tokens, or (on a
                 CPU) ids out of range, or boundaries or counts that do not fit.
         """
-        attention_mask, documents = prepare_rows(
-            the_given_one(input_ids, inputs_embeds),
-            attention_mask,
-            position_ids,
-            cu_seq_lens_q,
-            cu_seq_lens_k,
-            max_length_q,
-            max_length_k,
-            num_tokens,
-        )
-        reads_ids = input_ids is not None and not is_vmapped(input_ids)
-        if reads_ids and (input_ids.device.type == "cpu" or not self.training):  # a GPU has to be asked
-            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+        if layout is None:
+            inputs, bounds = the_given_one(input_ids, inputs_embeds), (cu_seq_lens_q, cu_seq_lens_k)
+            lengths = (max_length_q, max_length_k, num_tokens)
+            layout = lay_out_batch(self, inputs, attention_mask, position_ids, *bounds, *lengths)
+        self._warn_about_padding(input_ids, layout)
 
-        hidden_states, packed = self.embeddings(input_ids, inputs_embeds, position_ids, attention_mask, documents)
-        pack_plan, unpack_plan = self._plan_attention(hidden_states, packed, attention_mask, documents)
+        hidden_states, packed = self.embeddings(input_ids, inputs_embeds, position_ids, layout)
         for layer in self.layers:
-            hidden_states, packed = layer(
-                hidden_states, packed, pack_plan, unpack_plan, attention_mask, documents, **kwargs
-            )
+            hidden_states, packed = layer(hidden_states, packed, layout, **kwargs)
         if self.config.normalize_before:
             hidden_states = self.final_layer_norm(hidden_states)
             packed = self.packed_final_layer_norm(packed)
         hidden_states, packed = join_gradients(hidden_states, packed)
         return LunaModelOutput(last_hidden_state=hidden_states, packed_last_hidden_state=packed)
 
-    def _attends_by_document(self, documents: RaggedRows) -> bool:
-        """Whether `attention_by_document` can take the place of sdpa over padded documents, and is faster."""
-        attentions = [module for module in self.modules() if isinstance(module, LunaAttention)]
-        trained = any(attention.training for attention in attentions)
-        if (
-            self.config._attn_implementation != "sdpa"
-            or not runs_eagerly()
-            or (trained and self.config.attention_probs_dropout_prob > 0.0)
-        ):
-            return False
-        if documents.mask.device.type != "cpu":
-            head_dims = {attention.head_dim for attention in attentions}
-            return has_varlen_kernel(documents.mask.device, self.dtype, head_dims)
-        if any(layer._compiled_call_impl is not None for layer in self.layers):  # each number of documents is compiled
-            return False
-        return 0 < 1.25 * documents.places.numel() < documents.mask.numel()
-
-    def _plan_attention(
-        self,
-        hidden_states: torch.Tensor,
-        packed: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        documents: RaggedRows | None,
-    ) -> tuple[AttentionPlan, AttentionPlan]:
-        """The layout for packing and for unpacking, the same in every layer."""
-        document_mask = attention_mask if documents is None else documents.mask
-        slot_mask = None
-        if document_mask is not None and self.config.dynamic_projection:
-            slot_mask = used_slots(document_mask, packed.shape[1])
-        flash = is_flash_attention_requested(self.config) and (attention_mask is not None or documents is not None)
-        by_document = documents is not None and self._attends_by_document(documents)
-        if flash or by_document:
-            # Transformers would unpad the queries with the mask of the keys.
-            tokens = RaggedRows.from_mask(attention_mask) if documents is None else documents
-            tokens, slots = pair_rows(tokens, packed.shape[1], slot_mask)
-            return (
-                AttentionPlan(None, slots, tokens, varlen=True, by_document=by_document),
-                AttentionPlan(None, tokens, slots, varlen=True, by_document=by_document),
-            )
-
-        if documents is not None:
-            attention_mask = documents.mask
-            hidden_states = hidden_states.new_empty(*documents.mask.shape, 0)  # for its shape alone
-        # All queries have the same line of the mask: one is enough, but for flex attention, which counts them.
-        queries = slice(None) if self.config._attn_implementation == "flex_attention" else slice(1)
-        # A mask that is true everywhere can be left out, but in training a GPU would have to be waited for to know it.
-        may_skip = (packed.device.type == "cpu" or not self.training) and not is_vmapped(attention_mask)
-        pack_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=packed[:, queries],
-            attention_mask=attention_mask,
-            encoder_hidden_states=hidden_states,
-            allow_is_bidirectional_skip=may_skip or attention_mask is None,
-        )
-        unpack_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=hidden_states[:, queries],
-            attention_mask=slot_mask,
-            encoder_hidden_states=packed,
-            allow_is_bidirectional_skip=may_skip or slot_mask is None,
-        )
-        return AttentionPlan(pack_mask, keys=documents), AttentionPlan(unpack_mask, queries=documents)
+    def _warn_about_padding(self, input_ids: torch.Tensor | None, layout: BatchLayout):
+        """Warn where ids hold padding and there is no mask; not in training on a GPU, which would be waited for."""
+        if input_ids is None or is_vmapped(input_ids) or (self.training and input_ids.device.type != "cpu"):
+            return
+        self.warn_if_padding_and_no_attention_mask(input_ids, layout.token_mask)
 
 
 def the_given_one(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
@@ -1160,43 +560,17 @@ def the_given_one(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | 
     return given[0]
 
 
-def prepare_rows(
-    inputs: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    cu_seq_lens_k: torch.Tensor | None = None,
-    max_length_q: int | None = None,
-    max_length_k: int | None = None,
-    num_tokens: int | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor | None, RaggedRows | None]:
-    """Check the mask and the boundaries of a batch (see [`LunaModel.forward`]).
+def join_gradients(hidden_states: torch.Tensor, packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pass both states on; the one that no loss reads gets a gradient of zeros instead of none.
 
-    Returns the mask as booleans, and the documents where a row may hold several.
+    The norm of P in the last layer would otherwise have no gradient under a masked-LM loss, and
+    `DistributedDataParallel` would wait for it.
     """
-    shape = tuple(inputs.shape[:2])
-    if attention_mask is not None:
-        if attention_mask.shape != shape:
-            raise ValueError(
-                f"attention_mask must have the shape (batch, n) = {shape}, not {tuple(attention_mask.shape)}: 1 for "
-                "tokens, 0 for padding."
-            )
-        attention_mask = attention_mask.bool()
-    if position_ids is not None and position_ids.shape not in (shape, (1, shape[1])):
-        raise ValueError(
-            f"position_ids must have the shape (batch, n) = {shape} or (1, n), not {tuple(position_ids.shape)}."
-        )
-    cu_seq_lens = cu_seq_lens_q if cu_seq_lens_q is not None else cu_seq_lens_k
-    if cu_seq_lens is not None:
-        cu_seq_lens = cu_seq_lens.to(inputs.device)
-    max_length = max_length_q if max_length_q is not None else max_length_k
-    return attention_mask, locate_documents(shape, attention_mask, position_ids, cu_seq_lens, max_length, num_tokens)
-
-
-# To so many columns the logits are padded in training on a GPU: with an odd vocabulary, such as RoBERTa's 50,265, the
-# products of the head take four times as long.
-TENSOR_CORE_MULTIPLE = 64
+    if not torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return hidden_states, packed
+    # The sum of an empty slice is 0, whatever the state holds, and so is its gradient.
+    from_hidden, from_packed = (states[..., :0].sum() for states in (hidden_states, packed))
+    return hidden_states + from_packed.to(hidden_states), packed + from_hidden.to(packed)
 
 
 class LunaLMHead(nn.Module):
@@ -1204,7 +578,6 @@ class LunaLMHead(nn.Module):
 
     def __init__(self, config: LunaConfig):
         super().__init__()
-        self.config = config
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -1212,13 +585,7 @@ class LunaLMHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.layer_norm(self.activation(apply_linear(self.dense, hidden_states)))
-        padding = -self.config.vocab_size % TENSOR_CORE_MULTIPLE
-        on_gpu = hidden_states.device.type == "cuda"
-        if padding == 0 or not on_gpu or not self.training or not is_plain(self.decoder):
-            return apply_linear(self.decoder, hidden_states)
-        weight = nn.functional.pad(self.decoder.weight, (0, 0, 0, padding))
-        bias = nn.functional.pad(self.decoder.bias, (0, padding))
-        return nn.functional.linear(hidden_states, weight, bias)[..., :-padding]
+        return apply_decoder(self.decoder, hidden_states)
 
 
 class LunaForMaskedLM(LunaPreTrainedModel):
@@ -1277,14 +644,21 @@ class LunaForMaskedLM(LunaPreTrainedModel):
                 f"labels must have the shape (batch, n) = {tuple(hidden_states.shape[:2])}, not {tuple(labels.shape)}."
             )
         if labels is not None and self.config.sparse_prediction and not is_vmapped(labels):
-            places = true_places(labels != -100, num_predicted)
-            hidden_states, labels = take(hidden_states.flatten(0, 1), places), labels.flatten()[places]
+            hidden_states, labels = select_labelled(hidden_states, labels, num_predicted)
         logits = self.lm_head(hidden_states)
 
         loss = None
         if labels is not None:
             loss = cross_entropy(logits, labels, num_items_in_batch)
         return LunaMaskedLMOutput(loss=loss, logits=logits, **recorded_outputs(outputs))
+
+
+def select_labelled(
+    hidden_states: torch.Tensor, labels: torch.Tensor, num_predicted: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states (labelled, hidden) and labels (labelled) of positions whose label is not -100."""
+    places = true_places(labels != -100, num_predicted)
+    return take(hidden_states.flatten(0, 1), places), labels.flatten()[places]
 
 
 class LunaPackedAttentionPooling(nn.Module):
@@ -1326,30 +700,17 @@ class LunaClassificationHead(nn.Module):
         self.dropout = nn.Dropout(classifier_dropout(config))
         self.out_proj = nn.Linear(inner_size, num_labels)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        packed: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        documents: RaggedRows | None = None,
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, packed: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
         """(documents, num_labels), from the last states of tokens and P."""
-        if documents is not None:
-            hidden_states, attention_mask = documents.pad(hidden_states), documents.mask
-        pooled = apply_dropout(self.dropout, self._pool(hidden_states, packed, attention_mask))
+        pooled = apply_dropout(self.dropout, self._pool(layout.by_document(hidden_states), packed, layout))
         return self.out_proj(apply_dropout(self.dropout, self.activation(self.dense(pooled))))
 
-    def _pool(
-        self, hidden_states: torch.Tensor, packed: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        slot_mask = None
-        if attention_mask is not None and self.config.dynamic_projection:
-            slot_mask = used_slots(attention_mask, packed.shape[1])
-
+    def _pool(self, hidden_states: torch.Tensor, packed: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+        mask, slot_mask = layout.document_mask, layout.slot_mask
         if self.config.classifier_pooling == "mean":
-            if attention_mask is None:
+            if mask is None:
                 return hidden_states.mean(dim=1)
-            tokens = attention_mask.unsqueeze(-1)
+            tokens = mask.unsqueeze(-1)
             return hidden_states.masked_fill(~tokens, 0.0).sum(dim=1) / tokens.sum(dim=1).clamp(min=1)
         if self.config.classifier_pooling == "packed_max":
             packed = self.in_proj(packed)
@@ -1357,10 +718,10 @@ class LunaClassificationHead(nn.Module):
                 packed = packed.masked_fill(~slot_mask.unsqueeze(-1), torch.finfo(packed.dtype).min)
             return packed.amax(dim=1)
 
-        if attention_mask is None or self.config.classifier_reads_first_column:
+        if mask is None or self.config.classifier_reads_first_column:
             first_token = hidden_states[:, 0]
         else:
-            first = attention_mask.int().argmax(dim=1)
+            first = mask.int().argmax(dim=1)
             first_token = hidden_states[torch.arange(first.shape[0], device=first.device), first]
         if self.config.classifier_pooling == "packed_attention":
             return self.attention(first_token, packed, slot_mask)
@@ -1369,6 +730,33 @@ class LunaClassificationHead(nn.Module):
 
 def classifier_dropout(config: LunaConfig) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+
+
+def classify_documents(
+    model: LunaPreTrainedModel,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[LunaModelOutput, torch.Tensor, BatchLayout]:
+    """Run the encoder and the head.
+
+    Returns the encoder's outputs, the logits (documents, num_labels), and how the batch is laid out.
+    """
+    inputs = the_given_one(input_ids, inputs_embeds)
+    layout = lay_out_batch(model.luna, inputs, attention_mask, position_ids, **kwargs)
+    outputs = model.luna(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        inputs_embeds=inputs_embeds,
+        layout=layout,
+        return_dict=True,
+        **kwargs,
+    )
+    logits = model.classifier(outputs.last_hidden_state, outputs.packed_last_hidden_state, layout)
+    return outputs, logits, layout
 
 
 class LunaForSequenceClassification(LunaPreTrainedModel):
@@ -1451,7 +839,7 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
             ValueError: (on a CPU) where the questions have different numbers of choices.
         """
         num_questions = the_given_one(input_ids, inputs_embeds).shape[0]
-        outputs, logits, documents = classify_documents(
+        outputs, logits, layout = classify_documents(
             self,
             **{
                 name: None if value is None else value.flatten(0, 1)
@@ -1464,8 +852,8 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
             },
             **kwargs,
         )
-        if documents is not None:
-            check_choices(documents, num_questions)
+        if layout.documents is not None:
+            check_choices(layout.documents, num_questions)
         logits = logits.view(num_questions, -1)
         loss = None
         if labels is not None:
@@ -1551,18 +939,18 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Divides the summed losses of start and end instead of the numbers of those in this batch.
         """
-        mask, documents = prepare_rows(the_given_one(input_ids, inputs_embeds), attention_mask, position_ids, **kwargs)
+        inputs = the_given_one(input_ids, inputs_embeds)
+        layout = lay_out_batch(self.luna, inputs, attention_mask, position_ids, **kwargs)
         outputs = self.luna(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            layout=layout,
             return_dict=True,
             **kwargs,
         )
-        logits = self.qa_outputs(outputs.last_hidden_state)
-        if documents is not None:
-            logits, mask = documents.pad(logits), documents.mask
+        logits, mask = layout.by_document(self.qa_outputs(outputs.last_hidden_state)), layout.document_mask
         if mask is not None:
             logits = logits.masked_fill(~mask.unsqueeze(-1), torch.finfo(logits.dtype).min)
         start_logits, end_logits = logits.unbind(dim=-1)
@@ -1575,135 +963,6 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
         return LunaQuestionAnsweringOutput(
             loss=loss, start_logits=start_logits, end_logits=end_logits, **recorded_outputs(outputs)
         )
-
-
-def num_labelled(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor | int:
-    """What divides a sum of losses: the number given, or that of the labels that are not -100; 1 where it is 0."""
-    count = labels.ne(-100).sum() if num_items_in_batch is None else num_items_in_batch
-    if torch.is_tensor(count):
-        count = count.to(labels.device)
-    return count + (count == 0)
-
-
-def in_float32(logits: torch.Tensor) -> torch.Tensor:
-    """For a loss: in float32, or as they are where that is more."""
-    return logits.to(at_least_float32(logits.dtype))
-
-
-def cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-) -> torch.Tensor:
-    """Cross entropy in nats of logits (..., classes); labels (...) of -100 are ignored.
-
-    The mean over the other ones, 0 where there are none, or their sum divided by `num_items_in_batch`.
-    """
-    labels = labels.to(logits.device)
-    loss = nn.functional.cross_entropy(in_float32(logits).flatten(0, -2), labels.flatten(), reduction="sum")
-    return loss / num_labelled(labels, num_items_in_batch)
-
-
-def document_loss(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    config: LunaConfig,
-    num_items_in_batch: torch.Tensor | int | None = None,
-) -> torch.Tensor:
-    """The loss of `config.problem_type` for logits (documents, num_labels), divided as in `cross_entropy`.
-
-    Where `problem_type` is None, the labels decide it, and it is set.
-
-    Raises:
-        ValueError: for numbers, or several labels, of another shape than the logits.
-    """
-    if config.problem_type is None:
-        if config.num_labels == 1:
-            config.problem_type = "regression"
-        elif labels.dtype in (torch.long, torch.int):
-            config.problem_type = "single_label_classification"
-        else:
-            config.problem_type = "multi_label_classification"
-    if config.problem_type == "single_label_classification":
-        return cross_entropy(logits, labels, num_items_in_batch)
-
-    if config.num_labels == 1:
-        labels = labels.view(-1, 1)
-    if labels.shape != logits.shape:
-        raise ValueError(
-            f"labels must have the shape (documents, num_labels) = {tuple(logits.shape)}, not {tuple(labels.shape)}."
-        )
-    logits, labels = in_float32(logits), labels.to(logits.device)
-    missing = labels == -100
-    losses = {
-        "regression": nn.functional.mse_loss,
-        "multi_label_classification": nn.functional.binary_cross_entropy_with_logits,
-    }
-    loss = losses[config.problem_type](logits, labels.masked_fill(missing, 0).to(logits.dtype), reduction="none")
-    return loss.masked_fill(missing, 0.0).sum() / num_labelled(labels, num_items_in_batch)
-
-
-def position_loss(
-    logits: torch.Tensor,
-    positions: torch.Tensor,
-    mask: torch.Tensor | None,
-    num_items_in_batch: torch.Tensor | int | None = None,
-) -> torch.Tensor:
-    """Cross entropy of logits (documents, n); positions (documents,) without a token are ignored."""
-    positions = positions.flatten()  # (documents, 1) is allowed, too
-    inside = positions.clamp(0, logits.shape[1] - 1)
-    found = inside == positions
-    if mask is not None:
-        found = found & mask.gather(1, inside.unsqueeze(1)).squeeze(1)
-    return cross_entropy(logits, positions.masked_fill(~found, -100), num_items_in_batch)
-
-
-def check_choices(documents: RaggedRows, num_questions: int):
-    """Raise a `ValueError`, on a CPU alone, unless each question has as many documents as the others."""
-    if not can_be_read(documents.mask):
-        return
-    num_places = documents.shape[0] * documents.shape[1]
-    places = torch.arange(num_places) if documents.index is None else documents.index
-    # Of each token, the question it stands in and the document it belongs to.
-    questions, choices = places // (num_places // num_questions), documents.places // documents.max_length
-    num_choices, rest = divmod(documents.mask.shape[0], num_questions)
-    if rest or (choices // num_choices != questions).any():
-        found = torch.stack((questions, choices)).unique(dim=1)[0].bincount(minlength=num_questions)
-        raise ValueError(f"Each question must have the same number of choices; found {found.tolist()}.")
-
-
-def classify_documents(
-    model: LunaForSequenceClassification | LunaForMultipleChoice,
-    input_ids: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor | None,
-    inputs_embeds: torch.Tensor | None,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[LunaModelOutput, torch.Tensor, RaggedRows | None]:
-    """Run the encoder and the head.
-
-    Returns the encoder's outputs, the logits (documents, num_labels), and the documents where a row may hold several.
-    """
-    mask, documents = prepare_rows(the_given_one(input_ids, inputs_embeds), attention_mask, position_ids, **kwargs)
-    outputs = model.luna(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        inputs_embeds=inputs_embeds,
-        return_dict=True,
-        **kwargs,
-    )
-    logits = model.classifier(outputs.last_hidden_state, outputs.packed_last_hidden_state, mask, documents)
-    return outputs, logits, documents
-
-
-def recorded_outputs(outputs: LunaModelOutput) -> dict[str, Any]:
-    """What a head passes on of the encoder's outputs."""
-    return {name: value for name, value in outputs.items() if name != "last_hidden_state"}
-
-
-def classifier_output(
-    loss: torch.Tensor | None, logits: torch.Tensor, outputs: LunaModelOutput
-) -> LunaClassifierOutput:
-    return LunaClassifierOutput(loss=loss, logits=logits, **recorded_outputs(outputs))
 
 
 # A saved folder carries this file and the configuration's, and names all classes in them.

@@ -29,6 +29,7 @@ from common.hardware import peak_memory
 from common.labels import IGNORED
 from common.peak_speed import peak_flops
 from modeling_luna import LunaConfig
+from modeling_luna.kernels_luna import use_fast_kernels
 
 
 # Steps that do not count: memory is taken, kernels are chosen and, on a GPU, autotuned.
@@ -55,6 +56,8 @@ class Case:
         compile: whether `torch.compile` compiles the layers, the head and the loss.
         device: `cpu` or `cuda`.
         size: a key of `SIZES`.
+        peers_fast: whether the plain linear maps and dropouts of the other models compute as those of Luna do on a
+            CPU, see `use_fast_kernels`.
         steps, seconds: as many steps are timed, or as many as begin within that time, but at least one. No warm-up
             step but the first begins after that time, either.
     """
@@ -73,6 +76,7 @@ class Case:
     compile: bool = False
     device: str = "cpu"
     size: str = "base"
+    peers_fast: bool = False
     steps: int = 3
     seconds: float = 60.0
 
@@ -129,6 +133,8 @@ def measure(case: Case) -> dict:
 
     torch.manual_seed(0)
     model = new_model(name, config, case.head)
+    if case.peers_fast and name.kind != "luna":
+        use_fast_kernels(model)
     parameters = model.num_parameters()
     step = training_step(case, model, batch) if case.task == "training" else inference_step(case, model, batch)
     loss = warm_up(case, step)

@@ -11,7 +11,7 @@ from benchmarks.speed import case as speed_case
 from benchmarks.speed.case import Case
 from benchmarks.speed.limited_process import available_memory, run_limited
 from benchmarks.speed.record import MEASURED, Measurement, Record
-from benchmarks.speed.report import throughput
+from benchmarks.speed.report import PEERS_FAST, throughput
 from common.hardware import GIB
 
 
@@ -31,7 +31,8 @@ def run_case(case: Case, number: int, seconds: float, memory: int | None) -> Mea
 def describe(measurement: Measurement) -> str:
     case = measurement.case
     text = f"{case.model}, n = {case.length}, {case.task}, {case.dtype}, dropout {case.dropout:g}, {case.rows} rows"
-    text += ": " if case.checkpointing == "none" else f", {case.checkpointing} checkpointing: "
+    text += "" if case.checkpointing == "none" else f", {case.checkpointing} checkpointing"
+    text += f", {PEERS_FAST}: " if case.peers_fast else ": "
     if measurement.outcome != MEASURED:
         return text + measurement.outcome
     memory = measurement.result["memory"] / GIB

@@ -47,6 +47,7 @@ def parse_options(arguments: list[str], about: str) -> argparse.Namespace:
         help="in training: layers are computed again in the backward pass, whole or what is cheap of them (none)",
     )  # fmt: skip
     add("--compile", action="store_true", help="torch.compile layers, head and loss")
+    add("--peers_fast", action="store_true", help="the other models with Luna's linear maps and dropout, see above")
     add("--layers", type=positive, help="of a stack in the place of the whole model, see above")
     add("--layers_from", type=positive, default=1, metavar="N", help="for rows of N tokens and more")
     add("--rounds", type=positive, default=3, help="processes for each case (%(default)s)")

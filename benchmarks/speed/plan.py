@@ -20,6 +20,8 @@ def plan_cases(options: argparse.Namespace) -> list[Case]:
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU.")
+    if options.peers_fast and (options.device == "cuda" or options.compile):
+        raise UserError("--peers_fast changes nothing on a GPU or with --compile: leave it out.")
     if any(not 0.0 <= dropout < 1.0 for dropout in options.dropout):
         raise UserError(f"--dropout must be at least 0 and below 1: {options.dropout}.")
     if options.lengths_file is not None:
@@ -43,6 +45,7 @@ def plan_cases(options: argparse.Namespace) -> list[Case]:
             compile=options.compile,
             device=options.device,
             size=options.size,
+            peers_fast=options.peers_fast,
             steps=options.steps,
             seconds=options.seconds,
         )

@@ -28,6 +28,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 EFFICIENT = ("nystromformer", "bigbird", "longformer")  # the peers whose cost grows with n, as Luna's does
 SMALLEST_SPAN = 4  # of an axis, largest to smallest value, so that small differences look small
+PEERS_FAST = "peers with Luna's products"  # and its dropout
 STACK = "†"  # marks what was measured on a stack of a few layers
 
 
@@ -79,6 +80,7 @@ class Setting:
         ]
         parts += [] if case.checkpointing == "none" else [f"{case.checkpointing} checkpointing"]
         parts += ["compiled"] if case.compile else []
+        parts += [PEERS_FAST] if case.peers_fast else []
         parts += [] if case.size == "base" else [f"{case.size} models"]
         return ", ".join([case.device, *parts])
 

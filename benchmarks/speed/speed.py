@@ -22,6 +22,10 @@ documents apart (Luna; with +flash roberta and modernbert). Tokens per second do
 log-normal and half of the tokens are padding when padded, or they are those of --lengths_file, with one a line, such
 as `awk '{print NF}' RS= corpus.txt` counts the words of texts between empty lines.
 
+With --peers_fast the plain linear maps and dropouts of the other models compute as those of Luna do on a CPU: products
+by oneDNN where that is faster, and dropout with fewer draws. Run the same command with and without it: the record and
+its tables then show both, the peers as their users get them and the peers with the same products.
+
 With --layers a stack of a few layers stands in for the whole model, for rows of --layers_from tokens and more. Its
 times for forward and backward are multiplied by (layers of the model / layers of the stack), that of the optimiser by
 the ratio of their parameters; so the embeddings of the stack, which are a few percent of it, count several times.

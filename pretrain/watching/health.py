@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from modeling_luna.modeling_luna import RaggedRows, prepare_rows, used_slots
+from modeling_luna.rows_luna import RaggedRows, prepare_rows, used_slots
 
 
 MAX_ROWS = 4

@@ -15,6 +15,7 @@ from modeling_luna import (
     LunaForSequenceClassification,
     LunaForTokenClassification,
     LunaModel,
+    attention_luna,
 )
 
 
@@ -45,7 +46,7 @@ def empty_compiler_cache() -> Iterator[None]:
 def padded_attention(monkeypatch: pytest.MonkeyPatch):
     """An uncompiled model that pads documents for attention, as a compiled one does: slots that no token uses, which
     hold no meaning, are then the same, too."""
-    monkeypatch.setattr(LunaModel, "_attends_by_document", lambda model, documents: False)
+    monkeypatch.setattr(attention_luna, "attends_by_document", lambda encoder, documents: False)
 
 
 class CountingBackend:

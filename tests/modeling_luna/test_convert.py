@@ -96,7 +96,8 @@ def test_command_writes_a_folder_that_loads(run: Callable, tmp_path: Path):
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "model.safetensors", "README.md"),
-        *("code_luna.py", "configuration_luna.py", "kernels_luna.py", "modeling_luna.py", "releases_luna.py"),
+        *("attention_luna.py", "code_luna.py", "configuration_luna.py", "kernels_luna.py", "losses_luna.py"),
+        *("modeling_luna.py", "outputs_luna.py", "releases_luna.py", "rows_luna.py", "tracing_luna.py"),
     }
     assert folder.stat().st_mode & 0o777 == 0o777 & ~current_umask()
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~current_umask()}

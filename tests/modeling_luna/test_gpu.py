@@ -9,7 +9,7 @@ import torch
 from rows import LENGTHS, VARIANTS, padded, random_rows
 
 from common.compilation import compile_parts
-from modeling_luna import LunaForMaskedLM, modeling_luna
+from modeling_luna import LunaForMaskedLM, attention_luna
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -86,13 +86,13 @@ def test_compiled_model_gives_the_same(tiny_model: Callable, layout: str):
 def test_documents_without_padding(tiny_model: Callable, heads: dict, monkeypatch: pytest.MonkeyPatch):
     """In half precision the documents of a row are attended to without being padded."""
     calls = []
-    kernel = modeling_luna.varlen_attn
+    kernel = attention_luna.varlen_attn
 
     def counted(*inputs, **kwargs) -> torch.Tensor:
         calls.append(inputs)
         return kernel(*inputs, **kwargs)
 
-    monkeypatch.setattr(modeling_luna, "varlen_attn", counted)
+    monkeypatch.setattr(attention_luna, "varlen_attn", counted)
     model = tiny_model(LunaForMaskedLM, "sdpa", hidden_size=64, **heads)
     expected, expected_gradients = loss_and_gradients(model, batch("documents"), "cpu")
     with torch.autocast("cuda", torch.bfloat16):

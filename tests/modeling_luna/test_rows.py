@@ -8,10 +8,8 @@ import pytest
 import torch
 from flash_emulation import use_flash_attention
 from rows import LENGTHS, SLOTS, VARIANTS, padded, random_rows
-from torch import nn
 
 from modeling_luna import LunaModel, LunaModelOutput
-from modeling_luna.kernels_luna import apply_convolution
 
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -170,15 +168,6 @@ def test_convolution_starts_as_the_identity(tiny_config: Callable):
     reference = plain(input_ids, attention_mask=mask).last_hidden_state[mask.bool()]
     result = convolved(input_ids, attention_mask=mask).last_hidden_state[mask.bool()]
     torch.testing.assert_close(result, reference, **TOLERANCE)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("width", [1, 3, 5])
-def test_convolution_equals_conv1d(width: int):
-    convolution = nn.Conv1d(24, 24, width, padding=width // 2, groups=24)
-    hidden_states = torch.randn(2, 9, 24)
-    expected = convolution(hidden_states.transpose(1, 2)).transpose(1, 2)
-    torch.testing.assert_close(apply_convolution(convolution, hidden_states), expected)
 
 
 @torch.no_grad()

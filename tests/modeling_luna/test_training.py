@@ -3,7 +3,6 @@
 """Training: dropout, gradient checkpointing, initialisation, and a gradient for every parameter."""
 
 import copy
-import math
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 
 from modeling_luna import LunaForMaskedLM, LunaModel
-from modeling_luna.kernels_luna import fast_dropout
 
 
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3, "activation_dropout": 0.1}
@@ -42,59 +40,6 @@ def train_once(model: LunaForMaskedLM, batch: dict[str, torch.Tensor]) -> tuple[
     loss = model(**batch).loss
     loss.backward()
     return loss, [parameter.grad for parameter in model.parameters()]
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("shape", [(100_000,), (7, 1, 9_001), (300, 333)])
-def test_dropout_keeps_the_mean_and_drops_the_share(p: float, shape: tuple[int, ...]):
-    torch.manual_seed(6)
-    count = math.prod(shape)
-    result = fast_dropout(torch.ones(shape), p, training=True)
-    kept = result != 0
-    four_sigma = 4 * math.sqrt(p * (1 - p) / count)
-    assert kept.float().mean().item() == pytest.approx(1 - p, abs=four_sigma)
-    torch.testing.assert_close(result[kept], torch.full((int(kept.sum()),), 1 / (1 - p)), atol=0, rtol=2**-12)
-
-
-def test_dropout_of_neighbours_is_independent():
-    torch.manual_seed(7)
-    kept = (fast_dropout(torch.ones(400_000), 0.5, training=True) != 0).double()
-    for distance in (1, 2, 3, 4, 8):
-        both = (kept[:-distance] * kept[distance:]).mean().item()
-        assert both == pytest.approx(0.25, abs=0.003)
-
-
-def test_same_seed_drops_the_same_values():
-    states = torch.randn(50, 7)
-    results = []
-    for seed in (8, 8, 9):
-        torch.manual_seed(seed)
-        results.append(fast_dropout(states, 0.4, training=True))
-    assert torch.equal(results[0], results[1])
-    assert not torch.equal(results[0], results[2])
-
-
-def test_gradient_passes_through_kept_values_alone():
-    states = torch.randn(40, 25, requires_grad=True)
-    result = fast_dropout(states, 0.5, training=True)
-    result.sum().backward()
-    kept = result != 0
-    assert 0 < kept.sum() < kept.numel()
-    assert torch.equal(states.grad, torch.where(kept, 2.0, 0.0))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_dropout_keeps_the_dtype_and_a_strided_input(dtype: torch.dtype):
-    states = torch.ones(6, 8, 10, dtype=dtype).transpose(0, 2)
-    result = fast_dropout(states, 0.5, training=True)
-    assert (result.dtype, result.shape) == (dtype, states.shape)
-    assert set(result.unique().tolist()) == {0.0, 2.0}
-
-
-@pytest.mark.parametrize(("p", "training"), [(0.5, False), (0.0, True)])
-def test_no_dropout(p: float, training: bool):
-    states = torch.randn(5)
-    assert fast_dropout(states, p, training) is states
 
 
 @pytest.mark.parametrize("field", DROPOUT)

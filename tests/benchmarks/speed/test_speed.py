@@ -17,6 +17,7 @@ from benchmarks.speed.models import PEERS
 from benchmarks.speed.options import parse_options
 from benchmarks.speed.plan import plan_cases
 from common.errors import UserError
+from modeling_luna import kernels_luna
 
 
 TINY = {"length": 64, "tokens": 256, "layers": 3, "size": "tiny", "steps": 1}
@@ -130,6 +131,35 @@ def test_checkpointing_does_not_change_the_loss(checkpointing: str, monkeypatch:
     assert kinds == [checkpointing == "selective"]
 
 
+@pytest.mark.parametrize("model", ["luna-16", "roberta"])
+def test_peers_with_the_same_products_compute_the_same(model: str, monkeypatch: pytest.MonkeyPatch):
+    """Those of Luna are left alone: it has them already."""
+    changed = []
+    use = speed_case.use_fast_kernels
+    monkeypatch.setattr(speed_case, "use_fast_kernels", lambda model: changed.append(model) or use(model))
+    monkeypatch.setattr(kernels_luna, "mkl_lacks_avx512", torch.backends.mkldnn.is_available)
+    monkeypatch.setattr(kernels_luna, "ONEDNN_PRODUCTS", 1)
+    plain = measure(Case(model, **TINY))
+    assert not changed
+    fast = measure(Case(model, **TINY, peers_fast=True))
+    assert fast["loss"] == pytest.approx(plain["loss"], abs=1e-5)
+    assert fast["parameters"] == plain["parameters"]
+    assert len(changed) == (model == "roberta")
+
+
+def test_the_process_of_a_case_is_told_of_the_products(monkeypatch: pytest.MonkeyPatch):
+    commands = []
+
+    def run(command: list[str], seconds: float, memory: int | None) -> tuple[None, str]:
+        commands.append(json.loads(command[-1]))
+        return None, '{"outcome": "measured", "loss": 1.0}'
+
+    monkeypatch.setattr(speed, "run_limited", run)
+    (case,) = cases_of("--models", "roberta", "--lengths", "64", "--peers_fast")
+    assert speed.run_case(case, 0, 1.0, None).case.peers_fast
+    assert commands[0]["peers_fast"] is True and Case(**commands[0]) == case
+
+
 def cases_of(*arguments: str) -> list[Case]:
     return plan_cases(parse_options([*arguments, "--device", "cpu"], about=""))
 
@@ -174,6 +204,7 @@ def test_quick_is_changed_by_other_options():
         (["--layers", "4"], "--layers 4: ModernBERT's mix of layers needs a multiple of 3"),
         (["--lengths_file", "none.txt"], "--lengths_file: none.txt cannot be read"),
         (["--device", "cuda"], "--device cuda: torch finds no GPU"),
+        (["--peers_fast", "--compile", "--device", "cpu"], "--peers_fast changes nothing on a GPU or with --compile"),
     ],
 )
 def test_options_that_cannot_be(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch):

@@ -87,6 +87,14 @@ def test_tables(record: Record):
     assert "lies 0% from their median in the middle cell, and 50% in the worst" in text
 
 
+def test_peers_with_the_same_products_have_tables_of_their_own(record: Record):
+    record.measurements += [measured("luna-128", 512, [0.9], peers_fast=True)]
+    record.measurements += [measured("roberta", 512, [1.4], peers_fast=True)]
+    text = report_text(record, [None, None, None])
+    alone, _, fast = text.partition("8192 tokens a batch, peers with Luna's products\n")
+    assert "| roberta | 2.00x |" in alone and "| roberta | 1.50x |" in fast
+
+
 def test_a_failure_in_any_round_is_one(record: Record):
     record.measurements.append(Measurement(Case("roberta", 512), 1, "out of time"))
     text = report_text(record, ["one.png", None])
