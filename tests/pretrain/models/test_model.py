@@ -279,7 +279,7 @@ DAMAGES = {
     "impossible sizes": (lambda folder: edit_config(folder, num_attention_heads=5), "must be a multiple of num_att"),
     "no weights": (lambda folder: remove(folder, "model.safetensors"), "weights of .* cannot be loaded"),
     "cut weights": (cut, "weights of .* cannot be loaded"),
-    "other shapes": (lambda folder: edit_config(folder, intermediate_size=48), r"has the shape \(64, 32\)"),
+    "other shapes": (lambda folder: edit_config(folder, intermediate_size=48), r"fc1.bias has the shape \(64,\)"),
     "a missing weight": (lambda folder: edit_weights(folder, lambda t: t.pop(LAYER)), f"1 are missing .{LAYER}"),
     "a missing bias of the head": (
         lambda folder: edit_weights(folder, lambda t: t.pop("lm_head.dense.bias")), "has no masked-LM head"
