@@ -21,21 +21,29 @@ from .rows_luna import RaggedRows, prepare_rows, smaller_size, used_slots
 from .tracing_luna import is_recorded, is_vmapped, runs_eagerly
 
 
+class RowBounds(NamedTuple):
+    """Where the ragged rows of queries and keys begin and end, by the names that attention implementations use."""
+
+    cu_seq_lens_q: torch.Tensor
+    cu_seq_lens_k: torch.Tensor
+    max_length_q: int
+    max_length_k: int
+
+
 class AttentionPlan(NamedTuple):
     """How the queries and keys of one attention, pack or unpack, are laid out.
 
     Args:
         mask: what the attention implementation takes as a mask.
         queries, keys: documents that are padded for the attention; None where the states stay as they are.
-        bounds: where the ragged rows of queries and keys begin and end, as arguments of the implementation; None
-            where it takes padded states.
+        bounds: of queries and keys that lie one after another without padding; None where they are padded.
         by_document: whether `attention_by_document` takes the place of the implementation.
     """
 
     mask: Any = None
     queries: RaggedRows | None = None
     keys: RaggedRows | None = None
-    bounds: dict[str, Any] | None = None
+    bounds: RowBounds | None = None
     by_document: bool = False
 
     def pad_queries(self, states: torch.Tensor) -> torch.Tensor:
@@ -46,6 +54,9 @@ class AttentionPlan(NamedTuple):
 
     def unpad_queries(self, states: torch.Tensor) -> torch.Tensor:
         return states if self.queries is None else self.queries.unpad(states)
+
+    def kernel_arguments(self) -> dict[str, Any]:
+        return {} if self.bounds is None else self.bounds._asdict()
 
 
 class BatchLayout(NamedTuple):
@@ -148,19 +159,13 @@ def plan_without_padding(layout: BatchLayout, by_document: bool) -> BatchLayout:
     tokens = layout.documents
     if tokens is None:
         tokens = RaggedRows.from_mask(layout.token_mask)
-    token_bounds, slot_bounds = pair_bounds(tokens.cu_seq_lens, layout.num_slots, layout.slot_mask)
-
-    def plan(queries: tuple[torch.Tensor, int], keys: tuple[torch.Tensor, int]) -> AttentionPlan:
-        bounds = {
-            "cu_seq_lens_q": queries[0],
-            "cu_seq_lens_k": keys[0],
-            "max_length_q": queries[1],
-            "max_length_k": keys[1],
-        }
-        return AttentionPlan(bounds=bounds, by_document=by_document)
-
-    of_tokens, of_slots = (token_bounds, tokens.max_length), (slot_bounds, layout.num_slots)
-    return layout._replace(pack=plan(of_slots, of_tokens), unpack=plan(of_tokens, of_slots), tokens=tokens)
+    num_slots, longest = layout.num_slots, tokens.max_length
+    of_tokens, of_slots = pair_bounds(tokens.cu_seq_lens, num_slots, layout.slot_mask)
+    return layout._replace(
+        pack=AttentionPlan(bounds=RowBounds(of_slots, of_tokens, num_slots, longest), by_document=by_document),
+        unpack=AttentionPlan(bounds=RowBounds(of_tokens, of_slots, longest, num_slots), by_document=by_document),
+        tokens=tokens,
+    )
 
 
 def plan_with_masks(layout: BatchLayout, encoder: PreTrainedModel, inputs: torch.Tensor) -> BatchLayout:

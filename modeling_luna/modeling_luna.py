@@ -94,7 +94,7 @@ class LunaAttention(nn.Module):
             plan.mask,
             dropout=dropout,
             scaling=self.scaling,
-            **(plan.bounds or {}),
+            **plan.kernel_arguments(),
             **kwargs,
         )
         return plan.unpad_queries(context.flatten(start_dim=-2)), attention_weights

@@ -13,8 +13,8 @@ from .tracing_luna import can_be_read, is_recorded, is_vmapped, without_transfor
 class RaggedRows(NamedTuple):
     """Where rows of different lengths lie in a batch of states (batch, width, ...).
 
-    The states, read row by row and without padding, hold one ragged row after another. The rows are the documents of
-    a batch (one row of the batch may hold several), or the used slots of each document.
+    The states, read row by row and without padding, hold one ragged row after another: the documents of a batch, of
+    which one row of the batch may hold several.
 
     A tuple, so that whatever moves tensors between devices finds them.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from head_tasks import HEAD_TASKS, head_batch, head_model
 from huggingface_hub.errors import StrictDataclassError
 from rows import padded, random_rows
 from torch import nn
@@ -20,6 +21,7 @@ from modeling_luna import (
     LunaForSequenceClassification,
     LunaForTokenClassification,
     LunaModel,
+    modeling_luna,
 )
 
 
@@ -656,3 +658,14 @@ def test_only_the_head_is_new_on_a_masked_lm(tiny_model: Callable, tmp_path: Pat
             # Up to four standard deviations of the mean absolute value of a normal distribution.
             expected, count = 0.02 * math.sqrt(2 / math.pi), parameter.numel()
             assert abs(parameter.abs().mean().item() - expected) < 4 * 0.02 * 0.603 / math.sqrt(count), name
+
+
+@pytest.mark.parametrize("task", HEAD_TASKS)
+def test_a_batch_is_laid_out_once(task: str, monkeypatch: pytest.MonkeyPatch):
+    layouts = []
+    lay_out = modeling_luna.lay_out_batch
+    monkeypatch.setattr(
+        modeling_luna, "lay_out_batch", lambda *args, **kwargs: layouts.append(0) or lay_out(*args, **kwargs)
+    )
+    head_model(task)(**head_batch(task, 0, 3))
+    assert len(layouts) == 1

@@ -57,6 +57,18 @@ def test_row_alone_equals_row_in_a_batch(model: LunaModel, side: str, extra: int
 
 
 @torch.no_grad()
+def test_flash_attention_has_layers_compute_the_tokens_alone(tiny_model: Callable, monkeypatch: pytest.MonkeyPatch):
+    model, shapes = tiny_model(conv_kernel_size=3), []
+    use_flash_attention(model, monkeypatch)
+    for layer in model.layers:
+        layer.mlp.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
+    input_ids, mask = padded(random_rows(), "left", extra=2)
+    outputs = model(input_ids, attention_mask=mask)
+    assert shapes == [(1, sum(LENGTHS), 24)] * 2
+    assert not outputs.last_hidden_state[mask == 0].any()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("length", LENGTHS)
 def test_batch_of_one_with_padding(model: LunaModel, length: int):
     row = random_rows()[LENGTHS.index(length)]
