@@ -186,6 +186,34 @@ def write_json(path: Path, value: object):
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value that a text in JSON stands for.
+
+    Raises:
+        ValueError: for every text that is no JSON or cannot be read as such; that of `json.loads` for deep nesting is
+            none.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json_back(path: Path) -> Any:
+    """The value in a file that `write_json` wrote, unless it has been damaged since.
+
+    Raises:
+        DamagedFile: where the file is missing or is no JSON.
+        UserError: where it cannot be read.
+    """
+    with read_back(path):
+        content = path.read_bytes()
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise DamagedFile.at(path, "it is not as it was written") from error
+
+
 def write_checked_json(path: Path, value: dict[str, Any]):
     """Write a mapping as JSON together with its checksum, by which `read_checked_json` knows it again."""
     write_json(path, with_checksum(value))
@@ -198,14 +226,8 @@ def read_checked_json(path: Path) -> dict[str, Any]:
         DamagedFile: where the file is missing or holds something else.
         UserError: where it cannot be read.
     """
-    with read_back(path):
-        content = path.read_bytes()
-    try:
-        value = json.loads(content)
-        right = KEY in value and take_checksum(value)
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        right = False
-    if not right:
+    value = read_json_back(path)
+    if not (isinstance(value, dict) and KEY in value and take_checksum(value)):
         raise DamagedFile.at(path, "it is not as it was written")
     return value
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.checksums import take_checksum, with_checksum
+from common.files import parse_json
 
 
 METRICS_FILE = "metrics.jsonl"
@@ -109,7 +110,7 @@ def _lines_from_end(file):
 def _parse(line: bytes) -> dict | None:
     """The record of a line, or None where the line is damaged. One without a checksum is of an earlier release."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     right = isinstance(record, dict) and isinstance(record.get("step"), int) and take_checksum(record)

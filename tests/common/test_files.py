@@ -1,11 +1,13 @@
 """Files that are whole or not there, and what may not be read."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from common.checksums import take_checksum
 from common.errors import UserError
 from common.files import (
     DamagedFile,
@@ -14,11 +16,13 @@ from common.files import (
     is_folder,
     locked,
     make_folder,
+    parse_json,
     read_checked_json,
     write_checked_json,
 )
 
 
+DEEP = "[" * 200_000 + "]" * 200_000
 VALUE = {"number": 12, "list": [1.5, None, "é"], "mapping": {"b": 1, "a": 2}}
 
 
@@ -39,7 +43,7 @@ def test_each_flipped_bit_of_a_mapping_is_found(tmp_path: Path):
             assert str(error).startswith(f"{path} is damaged: it is not as it was written.")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "null", "5", "{}", json.dumps({**VALUE, "xxh3": None}), "[" * 9999])
+@pytest.mark.parametrize("content", ["", "[]", "null", "5", "{}", json.dumps({**VALUE, "xxh3": None}), DEEP])
 def test_what_is_no_such_mapping(tmp_path: Path, content: str):
     (tmp_path / "a.json").write_text(content, encoding="utf-8")
     with pytest.raises(DamagedFile, match="not as it was written"):
@@ -48,6 +52,17 @@ def test_what_is_no_such_mapping(tmp_path: Path, content: str):
         read_checked_json(tmp_path / "b.json")
     with pytest.raises(DamagedFile, match="it is a folder"):
         read_checked_json(tmp_path)
+
+
+def test_deep_nesting_is_no_json():
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json(DEEP)
+    for depth in range(sys.getrecursionlimit() - 100, sys.getrecursionlimit()):  # can be read, but perhaps not written
+        try:
+            value = parse_json('{"xxh3": 1, "a": ' + "[" * depth + "]" * depth + "}")
+        except ValueError:
+            continue
+        assert not take_checksum(value)
 
 
 def test_what_may_not_be_read_is_not_missing(unreadable: Callable, open_folder: Path):

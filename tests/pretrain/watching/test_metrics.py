@@ -9,8 +9,11 @@ from pretrain.watching import metrics as metrics_module
 from pretrain.watching.metrics import MetricsFile, read_metrics
 
 
+DEEP = b"[" * 200_000 + b"]" * 200_000 + b"\n"
+
+
 @pytest.mark.parametrize(
-    "end", [b'{"step": 3, "loss": 1', b"\0" * 5000, b'{"step": 3}', b"3\n", b'{"step": 3}\n\xff\n']
+    "end", [b'{"step": 3, "loss": 1', b"\0" * 5000, b'{"step": 3}', b"3\n", b'{"step": 3}\n\xff\n', DEEP]
 )
 def test_damaged_end_of_the_file_is_dropped(tmp_path: Path, end: bytes):
     path = tmp_path / "metrics.jsonl"
@@ -59,10 +62,10 @@ def test_flipped_bit_is_named_or_harmless(written: tuple[Path, list[dict]], caps
 
 def test_damaged_line_is_named_once(written: tuple[Path, list[dict]], capsys: pytest.CaptureFixture):
     path, records = written
-    path.write_bytes(path.read_bytes().replace(b"5.5", b"1.5"))
+    path.write_bytes(path.read_bytes().replace(b"5.5", b"1.5") + DEEP)
     for _ in range(3):
         assert read_metrics(path) == [records[0], records[2]]
-    assert capsys.readouterr().out == f"{path}: damaged and left out: line 2\n"
+    assert capsys.readouterr().out == f"{path}: damaged and left out: lines 2, 4\n"
     # What follows it stays where a run goes on.
     assert MetricsFile(path, 2).last == {"evaluation": 2}
     assert read_metrics(path) == [records[0], records[2]]
