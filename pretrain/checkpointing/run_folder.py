@@ -10,8 +10,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from common.checksums import is_as_written, with_first_line
+from common.config.yaml_config import ConfigurationError, DumpedLoader, read_yaml
 from common.errors import Stopped, is_lost_process
-from common.files import PARTIAL, make_folder, remove_folder, write_json, write_text
+from common.files import PARTIAL, is_file, make_folder, remove_folder, write_json, write_text
 from pretrain.checkpointing.folders import ResumeError, find_checkpoints
 from pretrain.configuration import PretrainConfig
 
@@ -75,17 +76,20 @@ def _status(path: Path) -> Iterator[None]:
 
 
 def _stored_config(path: Path) -> dict:
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text) if is_as_written(text) else None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        values = None
-    if not isinstance(values, dict):
-        raise ResumeError(
-            f"{path} is damaged, or was edited: other values are for the command line or another file. Delete it to "
-            "go on; then nothing checks that the configuration is that of the run so far."
-        )
-    return values
+    """The values in a run's configuration file.
+
+    Raises:
+        ResumeError: where the file is not as it was written.
+    """
+    if is_file(path):
+        with suppress(ConfigurationError):
+            values = read_yaml(path, DumpedLoader)
+            if is_as_written(path.read_text(encoding="utf-8")):
+                return values
+    raise ResumeError(
+        f"{path} is damaged, or was edited: other values are for the command line or another file. Delete it to "
+        "go on; then nothing checks that the configuration is that of the run so far."
+    )
 
 
 def check_stored_config(config: PretrainConfig):

@@ -42,12 +42,23 @@ def test_change_of_another_key_is_told(run: Callable, train: Callable, capsys):
     assert "learning_rate was 0.005 in this run so far and is 0.002 from here on" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"output_dir: [", b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"output_dir: [", b"\xff", b"a: !!int abc", b"q: !!timestamp zz", b"[" * 200_000 + b"]" * 200_000]
+)
 def test_damaged_configuration_is_named(run: Callable, train: Callable, tmp_path: Path, content: bytes):
     (tmp_path / "checkpoint-5").mkdir()
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ResumeError, match=r"config.yaml is damaged"):
         train(run(max_steps=6))
+
+
+def test_texts_that_look_like_numbers_are_read_back_as_texts(run: Callable, tmp_path: Path, capsys):
+    """The file is written by the rules of YAML 1.1, in which `1e5` is no number."""
+    config = run(data="1e5", tokenizer="on", text_column="2026-01-01")
+    (tmp_path / "checkpoint-5").mkdir()
+    for _ in range(2):
+        with run_folder(config):
+            assert capsys.readouterr().out == ""
 
 
 def test_flipped_bit_of_the_configuration_is_named_or_harmless(run: Callable, tmp_path: Path, capsys):
