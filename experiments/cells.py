@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from common.checksums import KEY
 from common.config.yaml_config import ConfigurationError
-from common.files import write_json
+from common.files import DamagedFile, read_checked_json, write_checked_json, write_json
 from experiments.cell_folder import DEFAULT, ERROR, RESULT, DamagedResult, read_result, write_result
 from experiments.made_from import difference
 from experiments.results import Group, Run, best_group
@@ -139,18 +139,20 @@ class Cell(Generic[TaskType, Values]):
             (self.folder / RESULT).replace(self.folder / OLD_RESULT)
         (self.folder / ERROR).unlink(missing_ok=True)
         begun = {"process": os.getpid(), "host": socket.gethostname(), "time": time.time(), "losses": losses}
-        write_json(self.folder / BEGUN, begun)
+        write_checked_json(self.folder / BEGUN, begun)
         try:
             yield
         finally:
             (self.folder / BEGUN).unlink(missing_ok=True)
 
     def loss(self) -> dict | None:
-        """The note of a process that was killed while it ran the cell, for a process that has taken the cell."""
+        """The note of a process that was killed while it ran the cell, for a process that has taken the cell; empty
+        where the note is not as it was written."""
+        path = self.folder / BEGUN
         try:
-            return json.loads((self.folder / BEGUN).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+            return read_checked_json(path)
+        except DamagedFile:
+            return {} if path.exists() else None
 
     def finish(self, values: dict) -> dict:
         """Write the result, which is returned; from then on the cell is finished."""
