@@ -204,9 +204,20 @@ def test_test_files_of_a_description_may_have_no_labels_or_be_missing(tmp_path: 
         ("a.csv", "review,stars\n", "PATH has no rows: the split train of own is empty."),
         ("a.csv", "review\na\n", "PATH has no labels, which the split train of own needs."),
         ("a.csv", b"review,stars\ncaf\xe9,1\n", "PATH, line 2: byte 4 (0xe9) is not UTF-8."),
-        ("a.csv", "review,stars\na,1\n".encode("utf-16"), "PATH is UTF-16. Save it as UTF-8, for example by: iconv"),
-        ("a.tsv", b"\xfe\xff\0r\0\n", "PATH is UTF-16. Save it as UTF-8"),
-        ("a.jsonl", '{"review": "a", "stars": 1}\n'.encode("utf-16"), "PATH is UTF-16. Save it as UTF-8"),
+        (
+            "a.csv",
+            "review,stars\na,1\n".encode("utf-16"),
+            "PATH: the text is UTF-16LE, not UTF-8. Convert it: < PATH iconv -f UTF-16LE -t UTF-8 > NEW_FILE",
+        ),
+        ("a.csv", "review,stars\na,1\n".encode("utf-16-be"), "PATH: the text is UTF-16BE, not UTF-8. Convert it: <"),
+        ("a.csv", "review,stars\na,1\n".encode("utf-32"), "PATH: the text is UTF-32LE, not UTF-8. Convert it: <"),
+        (
+            "a.csv.gz",
+            gzip.compress("review,stars\na,1\n".encode("utf-16-le")),
+            "PATH: the text is UTF-16LE, not UTF-8. Convert it: gzip -dc PATH | iconv -f UTF-16LE",
+        ),
+        ("a.tsv", b"\xfe\xff\0r\0\n", "PATH: the text is UTF-16BE, not UTF-8."),
+        ("a.jsonl", '{"review": "a", "stars": 1}\n'.encode("utf-16"), "PATH: the text is UTF-16LE, not UTF-8."),
         ("a.csv.gz", b"review", "PATH cannot be read: Not a gzipped file"),
         (
             "a.csv.gz",
