@@ -1,4 +1,4 @@
-"""Text that is not UTF-8: its encoding, and how to convert it."""
+"""Text that is not UTF-8: its encoding, how to convert it, and what no encoding can write."""
 
 import codecs
 import os
@@ -47,3 +47,12 @@ def conversion(file: str, encoding: str) -> str:
     decompress = DECOMPRESSING_COMMANDS.get(os.path.splitext(file.lower())[1])
     source = f"{decompress} {shlex.quote(file)} |" if decompress else f"< {shlex.quote(file)}"
     return f"Convert it: {source} iconv -f {encoding} -t UTF-8 > NEW_FILE"
+
+
+def without_half_characters(text: str) -> str:
+    """Text with U+FFFD in place of half surrogate pairs, which JSON can hold and no encoding can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

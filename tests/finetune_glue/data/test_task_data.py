@@ -253,6 +253,16 @@ def test_what_can_be_wrong_with_own_files(tmp_path: Path, name: str, content: st
     assert error_of(task).startswith(message.replace("PATH", str(path)))
 
 
+def test_half_surrogate_pairs_are_replaced(tmp_path: Path) -> None:
+    """As in pretraining; no encoding, and so no tokenizer, can write them."""
+    write(tmp_path / "a.jsonl", '{"text": "x\\ud800", "label": "a"}\n{"text": "\\ud83d\\ude00", "label": "a"}\n')
+    task = describe(tmp_path, text="text", labels=["a", "b"], files={"train": "a.jsonl"})
+    assert sorted(row["text"] for split in load_task(task, "hub").splits.values() for row in split) == [
+        "x\ufffd",
+        "\U0001f600",
+    ]
+
+
 DATES = ["2024-05-01", "2024-05-02 10:00:00", "2024-05-03T10:00:00Z"]
 
 
