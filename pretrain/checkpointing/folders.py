@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from common.checksums import digests, find_change
 from common.errors import UserError
 from common.files import DamagedFile, read_checked_json, write_checked_json
+from common.finite import is_finite
 
 
 WEIGHTS = "model.safetensors"
@@ -59,7 +60,7 @@ def find_not_finite(folder: Path) -> str | None:
 def first_not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
     """The name of the first tensor that holds a number that is not finite, or None."""
     for name, tensor in tensors.items():
-        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # a tenth of the time of `isfinite`
+        if not is_finite(tensor):
             return name
     return None
 
