@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,6 +79,19 @@ def require_file(path: Path):
     raise UserError(
         f"There is no file {path}; {found if beside or not path.parent.is_dir() else 'its folder is empty'}."
     )
+
+
+def check_places(files: Iterable[Path] = (), folders: Iterable[Path] = ()):
+    """
+    Raises:
+        UserError: where a folder lies in the place of a file that is to be written, or a file in that of a folder.
+    """
+    for path in files:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, but a file is to be written there: move it away.")
+    for path in folders:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file, but a folder is to be written there: move it away.")
 
 
 def check_model_files(folder: str | Path):

@@ -18,6 +18,7 @@ TRAINING_STATE = "training_state"
 OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGE_FILE = "average.safetensors"
 PROGRESS_FILE = "progress.json"
+FINAL_MODEL = "model"  # below the run's folder: the model of a finished run
 
 
 class ResumeError(UserError):

@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.files import (
     DamagedFile,
     check_model_files,
+    check_places,
     is_file,
     is_folder,
     locked,
@@ -82,6 +83,16 @@ def test_what_may_not_be_read_is_not_missing(unreadable: Callable, open_folder: 
         for path, check in ((folder, check_model_files), (folder / "config.json", is_file)):
             with pytest.raises(UserError, match=f"^{folder}/config.json cannot be read: Permission denied.$"):
                 check(path)
+
+
+def test_a_folder_in_the_place_of_a_file_and_the_reverse(tmp_path: Path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    check_places([tmp_path / "file", tmp_path / "none"], [tmp_path / "folder", tmp_path / "none"])
+    with pytest.raises(UserError, match=f"^{tmp_path}/folder is a folder, but a file is to be written there: move"):
+        check_places(files=[tmp_path / "file", tmp_path / "folder"])
+    with pytest.raises(UserError, match=f"^{tmp_path}/file is a file, but a folder is to be written there: move it"):
+        check_places(folders=[tmp_path / "file"])
 
 
 def test_lock_that_may_not_be_opened(unreadable: Callable, open_folder: Path):

@@ -21,7 +21,7 @@ from experiments import worker
 from experiments.cell_folder import ERROR, MODEL, RESULT
 from experiments.cells import BEGUN, Cell
 from experiments.kept_models import delete_unwanted_models
-from experiments.planning import describe_plan
+from experiments.planning import check_cell_places, describe_plan
 from experiments.scheduler import run_cells
 
 
@@ -249,6 +249,17 @@ def test_transfer_without_a_model_of_mnli(train: Training, tmp_path: Path, capsy
 
     run_cells(planned(tmp_path, tasks=["mnli", "rte"], models=["a"], seeds=1, transfer={"rte": "mnli"}), failing)
     assert "failed: there is no mnli model of a to start from: its cells have failed." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["", "model", "result.json", "begun.json", "predictions"])
+def test_a_folder_in_the_place_of_a_file_and_the_reverse(tmp_path: Path, name: str):
+    cells = planned(tmp_path, ["rte"], ["a"], seeds=1)
+    check_cell_places(cells)
+    path = cells[0].folder / name
+    path.parent.mkdir(parents=True)
+    path.mkdir() if name.endswith(".json") else path.touch()
+    with pytest.raises(UserError, match=f"^{path} is a .*, but a .* is to be written there"):
+        check_cell_places(planned(tmp_path, ["rte"], ["a"], seeds=1))
 
 
 def test_the_plan_says_what_a_call_would_run_and_why(train: Training, tmp_path: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from common.errors import UserError
 from pretrain.checkpointing.folders import ResumeError
 from pretrain.checkpointing.run_folder import FIXED, run_folder
 
@@ -50,6 +51,20 @@ def test_damaged_configuration_is_named(run: Callable, train: Callable, tmp_path
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ResumeError, match=r"config.yaml is damaged"):
         train(run(max_steps=6))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "status.json", "curves.png", "model"])
+def test_a_folder_in_the_place_of_a_file_and_the_reverse(run: Callable, tmp_path: Path, name: str):
+    with run_folder(run()):
+        pass
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).touch() if name == "model" else (tmp_path / name).mkdir()
+    with (
+        pytest.raises(UserError, match=f"^{tmp_path}/{name} is a .*, but a .* is to be written there"),
+        run_folder(run()),
+    ):
+        pass
 
 
 def test_texts_that_look_like_numbers_are_read_back_as_texts(run: Callable, tmp_path: Path, capsys):
