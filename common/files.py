@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,6 +79,19 @@ def require_file(path: Path):
     raise UserError(
         f"There is no file {path}; {found if beside or not path.parent.is_dir() else 'its folder is empty'}."
     )
+
+
+def check_places(files: Iterable[Path] = (), folders: Iterable[Path] = ()):
+    """
+    Raises:
+        UserError: where a folder lies in the place of a file that is to be written, or a file in that of a folder.
+    """
+    for path in files:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, but a file is to be written there: move it away.")
+    for path in folders:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file, but a folder is to be written there: move it away.")
 
 
 def check_model_files(folder: str | Path):
@@ -186,6 +199,34 @@ def write_json(path: Path, value: object):
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value that a text in JSON stands for.
+
+    Raises:
+        ValueError: for every text that is no JSON or cannot be read as such; that of `json.loads` for deep nesting is
+            none.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json_back(path: Path) -> Any:
+    """The value in a file that `write_json` wrote, unless it has been damaged since.
+
+    Raises:
+        DamagedFile: where the file is missing or is no JSON.
+        UserError: where it cannot be read.
+    """
+    with read_back(path):
+        content = path.read_bytes()
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise DamagedFile.at(path, "it is not as it was written") from error
+
+
 def write_checked_json(path: Path, value: dict[str, Any]):
     """Write a mapping as JSON together with its checksum, by which `read_checked_json` knows it again."""
     write_json(path, with_checksum(value))
@@ -198,14 +239,8 @@ def read_checked_json(path: Path) -> dict[str, Any]:
         DamagedFile: where the file is missing or holds something else.
         UserError: where it cannot be read.
     """
-    with read_back(path):
-        content = path.read_bytes()
-    try:
-        value = json.loads(content)
-        right = KEY in value and take_checksum(value)
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        right = False
-    if not right:
+    value = read_json_back(path)
+    if not (isinstance(value, dict) and KEY in value and take_checksum(value)):
         raise DamagedFile.at(path, "it is not as it was written")
     return value
 

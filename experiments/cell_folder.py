@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.checksums import KEY, take_checksum, with_checksum
 from common.errors import UserError
-from common.files import write_json
+from common.files import parse_json, read_json_back, write_json
 
 
 CELLS = "cells"  # below the run's folder: MODEL/TASK/SETTING/seed-N
@@ -48,12 +48,12 @@ def read_result(folder: Path) -> dict | None:
     """
     path = folder / RESULT
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:
         raise DamagedResult(f"{path}, line {error.lineno}: cut short or damaged ({error.msg})") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DamagedResult(f"{path} cannot be read ({error})") from error
     wrong = _wrong_fields(result)
     if wrong:
@@ -69,11 +69,9 @@ def read_error(folder: Path) -> str | None:
     """Why the cell of a folder has failed, if it has."""
     path = folder / ERROR
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["error"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{path} cannot be read"
+        return str(read_json_back(path)["error"])
+    except (UserError, KeyError, TypeError):
+        return f"{path} cannot be read" if path.exists() else None
 
 
 def _wrong_fields(result: object) -> list[str]:

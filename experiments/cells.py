@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from common.checksums import KEY
 from common.config.yaml_config import ConfigurationError
-from common.files import write_json
+from common.files import DamagedFile, read_checked_json, write_checked_json, write_json
 from experiments.cell_folder import DEFAULT, ERROR, RESULT, DamagedResult, read_result, write_result
 from experiments.made_from import difference
 from experiments.results import Group, Run, best_group
@@ -121,13 +121,6 @@ class Cell(Generic[TaskType, Values]):
         """Leave a note of what went wrong; the cell is run again by the next call."""
         write_json(self.folder / ERROR, {"error": error, "traceback": traceback})
 
-    def failed_after(self, moment: float) -> bool:
-        """Whether it has failed since a moment of `time.time`."""
-        try:
-            return (self.folder / ERROR).stat().st_mtime >= moment
-        except OSError:
-            return False
-
     @contextmanager
     def running(self, losses: int = 0) -> Iterator[None]:
         """Note that this process, which has taken the cell, runs it now; a result that does not count is put aside.
@@ -139,18 +132,20 @@ class Cell(Generic[TaskType, Values]):
             (self.folder / RESULT).replace(self.folder / OLD_RESULT)
         (self.folder / ERROR).unlink(missing_ok=True)
         begun = {"process": os.getpid(), "host": socket.gethostname(), "time": time.time(), "losses": losses}
-        write_json(self.folder / BEGUN, begun)
+        write_checked_json(self.folder / BEGUN, begun)
         try:
             yield
         finally:
             (self.folder / BEGUN).unlink(missing_ok=True)
 
     def loss(self) -> dict | None:
-        """The note of a process that was killed while it ran the cell, for a process that has taken the cell."""
+        """The note of a process that was killed while it ran the cell, for a process that has taken the cell; empty
+        where the note is not as it was written."""
+        path = self.folder / BEGUN
         try:
-            return json.loads((self.folder / BEGUN).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+            return read_checked_json(path)
+        except DamagedFile:
+            return {} if path.exists() else None
 
     def finish(self, values: dict) -> dict:
         """Write the result, which is returned; from then on the cell is finished."""
@@ -164,6 +159,30 @@ class Cell(Generic[TaskType, Values]):
             return lock.acquire(blocking=False).lock
         except Timeout:
             return None
+
+
+class Notes:
+    """The notes of failed and of killed processes that lie in the folders of cells, to know later ones by.
+
+    No time is compared: the clocks of a file server and of other machines may differ.
+    """
+
+    def __init__(self, cells: Sequence[Cell]):
+        self._stamps = {cell.folder / name: _stamp(cell.folder / name) for cell in cells for name in (ERROR, BEGUN)}
+
+    def have_grown(self, cell: Cell, name: str) -> bool:
+        """Whether a cell has a note, `ERROR` or `BEGUN`, that has been written since."""
+        stamp = _stamp(cell.folder / name)
+        return stamp is not None and stamp != self._stamps.get(cell.folder / name)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that takes its place; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def best_run(cells: Sequence[Cell]) -> Run | None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import check_places
 from common.tables import NONE, markdown_table
-from experiments.cell_folder import RESULT, cell_folder
-from experiments.cells import Cell, TaskType, Values
+from experiments.cell_folder import ERROR, MODEL, PREDICTIONS, RESULT, cell_folder
+from experiments.cells import BEGUN, LOCK, OLD_RESULT, Cell, TaskType, Values
 
 
 def plan_cells(
@@ -95,6 +96,20 @@ def with_contents(
             for cell in cells
         ]
     )
+
+
+def check_cell_places(cells: Sequence[Cell]):
+    """See that no folder lies where a cell writes a file, and no file where it makes a folder.
+
+    Raises:
+        UserError: naming the first that does.
+    """
+    for cell in cells:
+        check_places(folders=[*reversed(cell.folder.parents[:4]), cell.folder])  # from cells/ on
+        check_places(
+            files=[cell.folder / name for name in (LOCK, RESULT, OLD_RESULT, ERROR, BEGUN)],
+            folders=[cell.folder / MODEL, cell.folder / PREDICTIONS],
+        )
 
 
 def describe_plan(cells: Sequence[Cell]) -> str:

@@ -3,7 +3,6 @@
 Nothing here ends a run: what cannot be uploaded is said, and the same command tries it again.
 """
 
-import json
 import re
 import time
 from collections import Counter
@@ -14,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx, validate_repo_id
 
 from common.errors import UserError
-from common.files import write_json
+from common.files import parse_json, write_json
 from common.hub import (
     CARD,
     blob_id,
@@ -119,7 +118,7 @@ class _Uploader:
 
     def __init__(self, record: Path, private: bool | None):
         self.record, self.private = record, private
-        self.cards: dict[str, str | None] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        self.cards: dict[str, str | None] = parse_json(record.read_bytes()) if record.exists() else {}
         if not isinstance(self.cards, dict):
             raise ValueError("it holds no JSON object")
         self.api = HfApi()

@@ -7,7 +7,6 @@ failed. Whichever process finds it runs it again.
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
@@ -16,7 +15,7 @@ import torch
 from accelerate import PartialState
 
 from common.errors import report_user_errors
-from experiments.cells import Cell
+from experiments.cells import Cell, Notes
 from experiments.launch import set_up_process
 from experiments.planning import run_again
 from experiments.worker import Train, Worker
@@ -32,19 +31,19 @@ def run_cells(cells: list[Cell], train: Train, side_by_side: int = 1, save_model
         side_by_side: number of processes.
         save_models: "best": of a setting only the best seed's model stays.
     """
-    started = time.time()
+    earlier = Notes(cells)
     missing = _say_what_is_there(cells)
     if not missing:
         return
     workers = min(side_by_side, missing)
     if workers == 1:
-        Worker(cells, train, started, side_by_side, save_models).work()
+        Worker(cells, train, earlier, side_by_side, save_models).work()
         return
     context = multiprocessing.get_context("spawn")
     processes = []
     for number in range(workers):
         with _environment(number, workers):
-            process = context.Process(target=_work, args=(cells, train, started, side_by_side, save_models))
+            process = context.Process(target=_work, args=(cells, train, earlier, side_by_side, save_models))
             process.start()
         processes.append(process)
     try:
@@ -70,12 +69,12 @@ def _say_what_is_there(cells: list[Cell]) -> int:
     return missing
 
 
-def _work(cells: list[Cell], train: Train, started: float, side_by_side: int, save_models: str):
+def _work(cells: list[Cell], train: Train, earlier: Notes, side_by_side: int, save_models: str):
     Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends this process
     set_up_process()
     with report_user_errors():
-        Worker(cells, train, started, side_by_side, save_models, bar=False).work()
+        Worker(cells, train, earlier, side_by_side, save_models, bar=False).work()
 
 
 def _end_with_parent():

@@ -18,7 +18,7 @@ from filelock import FileLock
 from common.durations import duration
 from common.errors import UserError, is_disk_full, printable
 from experiments.cell_folder import ERROR, MODEL
-from experiments.cells import Cell
+from experiments.cells import BEGUN, Cell, Notes
 from experiments.kept_models import keep_best_of_setting
 from experiments.progress import Progress
 
@@ -47,7 +47,7 @@ class Worker:
     """A process, or all processes of one launch together, that runs one cell after the other.
 
     Args:
-        started: when the call began (`time.time`); what has failed since then is not run again.
+        earlier: the notes that there were when the call began; what has failed since then is not run again.
         side_by_side: number of such processes of the call.
         save_models: "best": of a setting only the best seed's model stays.
         bar: whether it may show its progress in the terminal.
@@ -57,12 +57,12 @@ class Worker:
         self,
         cells: list[Cell],
         train: Train,
-        started: float,
+        earlier: Notes,
         side_by_side: int = 1,
         save_models: str = "best",
         bar: bool = True,
     ):
-        self.cells, self.train, self.started = cells, train, started
+        self.cells, self.train, self.earlier = cells, train, earlier
         self.side_by_side, self.save_models = side_by_side, save_models
         self.state = PartialState(cpu=not torch.cuda.is_available())
         shown = bar and self.state.is_main_process and sys.stdout.isatty()
@@ -111,24 +111,28 @@ class Worker:
 
     def _has_ended(self, cell: Cell) -> bool:
         """Whether a cell is finished, or has failed since this call began."""
-        return cell.folder in self.tried or cell.failed_after(self.started) or cell.result() is not None
+        return cell.folder in self.tried or self.earlier.have_grown(cell, ERROR) or cell.result() is not None
 
     def _is_given_up(self, cell: Cell) -> bool:
         """Whether a cell that is taken has cost this call too many processes; one that was lost is said."""
         loss = cell.loss()
         if loss is None:
             return False
-        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(loss["time"]))
-        self.say(f"{cell} was lost: process {loss['process']} on {loss['host']} began it at {began} and was killed")
-        if self._losses(loss) < MOST_LOSSES:
+        what = "the process that ran it was killed"
+        if loss:
+            began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(loss["time"]))
+            what = f"process {loss['process']} on {loss['host']} began it at {began} and was killed"
+        self.say(f"{cell} was lost: {what}")
+        if self._losses(cell) < MOST_LOSSES:
             return False
         cell.fail("two processes that ran it were killed; perhaps the memory did not suffice.")
         self.say(f"    failed: it has cost {MOST_LOSSES} processes")
         return True
 
-    def _losses(self, loss: dict | None) -> int:
-        """The number of processes that a cell has cost since this call began."""
-        return loss["losses"] + 1 if loss and loss["time"] >= self.started else 0
+    def _losses(self, cell: Cell) -> int:
+        """The number of processes that a cell, which is taken, has cost since this call began."""
+        loss = cell.loss()
+        return loss.get("losses", 0) + 1 if loss is not None and self.earlier.have_grown(cell, BEGUN) else 0
 
     def _is_ready(self, cell: Cell) -> bool:
         """Whether the models that a cell may start from are there."""
@@ -139,7 +143,7 @@ class Worker:
         self.say(f"cell {ended + 1} of {len(self.cells)}: {cell}{self._time_left()}")
         self.tried.add(cell.folder)
         main = self.state.is_main_process
-        with cell.running(self._losses(cell.loss())) if main else nullcontext():
+        with cell.running(self._losses(cell)) if main else nullcontext():
             try:
                 result = self._trained(cell)
             except Exception as error:

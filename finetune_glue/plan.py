@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from experiments.cells import Cell
-from experiments.planning import plan_cells, with_contents
+from experiments.planning import check_cell_places, plan_cells, with_contents
 from experiments.push import check_push
 from finetune_glue.configuration import TRANSFER_FROM, TRANSFER_TO, GlueConfig
 from finetune_glue.data.task_files import find_task_files, task_content
@@ -58,9 +58,11 @@ def check(config: GlueConfig, cells: list[GlueCell]):
     """See that all is there that the cells need which are not finished.
 
     Raises:
-        UserError: for missing files, a model that cannot be fine-tuned, or a Hub that refuses it.
+        UserError: for a file in the place of a folder or the reverse, missing files, a model that cannot be
+            fine-tuned, or a Hub that refuses it.
     """
     missing = [cell for cell in cells if cell.result() is None]
+    check_cell_places(missing)
     for task in {cell.task: None for cell in missing}:
         find_task_files(task, config.data)
     for cell in {(cell.model, cell.task.problem, str(cell.hyperparameters.model)): cell for cell in missing}.values():

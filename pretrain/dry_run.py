@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from common.labels import IGNORED
 from pretrain.checkpointing.folders import newest_whole
-from pretrain.checkpointing.run_folder import check_stored_config
+from pretrain.checkpointing.run_folder import check_run_places, check_stored_config
 from pretrain.configuration import PretrainConfig
 from pretrain.data.manifest import read_manifest
 from pretrain.data.tokenizer import load_tokenizer
@@ -33,6 +33,7 @@ def dry_run(config: PretrainConfig):
     accelerator = start_accelerator(config)
     plan = batch_plan(config, accelerator)
     if accelerator.is_main_process:
+        check_run_places(config)
         check_stored_config(config)
     config = check_run(config, accelerator, plan)
     checkpoint = newest_whole(Path(config.output_dir), config.on_bad_checkpoint, accelerator.print)

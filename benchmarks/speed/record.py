@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import hashlib
-import json
 import platform
 import re
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import transformers
 import modeling_luna
 from benchmarks.speed.case import Case
 from common.errors import UserError
-from common.files import make_folder, write_json
+from common.files import make_folder, parse_json, write_json
 from common.hardware import describe_devices
 
 
@@ -56,7 +55,7 @@ class Record:
             UserError: where the file is no record.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_bytes())
             measurements = [
                 Measurement(Case(**made["case"]), made["round"], made["outcome"], made["result"])
                 for made in content["measurements"]

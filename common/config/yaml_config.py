@@ -1,7 +1,6 @@
 """Configurations: a YAML file, with `--key value` overrides, checked against the types of a dataclass."""
 
 import difflib
-import json
 import os
 import re
 import reprlib
@@ -16,6 +15,7 @@ import yaml
 from common.config.key_help import help_text
 from common.config.keys import TYPE_NAMES, types_of
 from common.errors import UserError
+from common.files import parse_json
 
 
 T = TypeVar("T")
@@ -107,11 +107,9 @@ def suggest(key: object, known: list[str], listed: str = "") -> str:
 def read_json(path: Path) -> dict:
     """A JSON file that holds one object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
-    except RecursionError as error:
-        raise ConfigurationError(f"{path} is nested too deeply.") from error
     except ValueError as error:
         raise ConfigurationError(f"{path} is not JSON: {error}.") from error
     if not isinstance(value, dict):
@@ -119,13 +117,11 @@ def read_json(path: Path) -> dict:
     return value
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: `no` and dates are text, `2e-5` is a number, which PyYAML's 1.1 has the other way round.
+class DumpedLoader(yaml.SafeLoader):
+    """What `yaml.safe_dump` wrote, unless it has been damaged since: whatever is wrong ends in a `yaml.YAMLError`.
 
     A key that occurs twice is an error.
     """
-
-    yaml_implicit_resolvers: dict = {}
 
     def construct_mapping(self, node, deep=False):
         mapping = super().construct_mapping(node, deep)
@@ -148,6 +144,12 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
+class _Loader(DumpedLoader):
+    """YAML 1.2's scalars: `no` and dates are text, `2e-5` is a number, which PyYAML's 1.1 has the other way round."""
+
+    yaml_implicit_resolvers: dict = {}
+
+
 for tag, pattern, first in (
     ("null", r"(?:~|null|Null|NULL)?", [*"~nN", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
@@ -157,10 +159,10 @@ for tag, pattern, first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), first)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, loader: type[DumpedLoader] = _Loader) -> dict[str, Any]:
     """A YAML file of `key: value` lines."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(path.read_text(encoding="utf-8"), loader)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
     except yaml.MarkedYAMLError as error:

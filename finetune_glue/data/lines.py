@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from common.encodings import SAMPLE_BYTES, conversion, wide_encoding
 from common.errors import UserError
 
 
@@ -34,6 +35,9 @@ def lines_of(path: Path, longest: int | None = LONGEST_LINE) -> Iterator[tuple[i
     """
     try:
         with path.open("rb") as raw, COMPRESSED.get(path.suffix, nullcontext)(raw) as file:
+            encoding = wide_encoding(file.peek(SAMPLE_BYTES)[:SAMPLE_BYTES])
+            if encoding is not None:
+                raise UserError(f"{path}: the text is {encoding}, not UTF-8. {conversion(str(path), encoding)}")
             number, pieces, size, total = 1, [], 0, 0
             while piece := file.readline(PIECE):
                 pieces.append(piece)
@@ -68,10 +72,6 @@ def _text(pieces: list[bytes], path: Path, number: int) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UserError(
-                f"{path} is UTF-16. Save it as UTF-8, for example by: iconv -f UTF-16 -t UTF-8 FILE"
-            ) from error
         raise UserError(
             f"{path}, line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8. Convert the "
             "file, for example by: iconv -f WINDOWS-1252 -t UTF-8 FILE"

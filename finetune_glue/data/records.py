@@ -5,6 +5,7 @@ from typing import Any
 
 import datasets
 
+from common.encodings import without_half_characters
 from common.errors import UserError
 from finetune_glue.data.columns import missing_column, place_of
 from finetune_glue.data.rows import Rows
@@ -47,7 +48,7 @@ def rows_of_records(
 
 
 def texts_of_row(task: Task, columns: Columns, row: dict, where: str) -> dict[str, str]:
-    """The texts and choices of a row, whose columns may be nested.
+    """The texts and choices of a row, whose columns may be nested, with U+FFFD in place of half surrogate pairs.
 
     Args:
         where: the row stands, for messages.
@@ -57,6 +58,7 @@ def texts_of_row(task: Task, columns: Columns, row: dict, where: str) -> dict[st
     for name, value in texts.items():
         if not isinstance(value, str):
             raise UserError(f"{where}: {name} is {value!r}, but must be text.")
+        texts[name] = without_half_characters(value)
     return texts
 
 

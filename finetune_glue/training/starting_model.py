@@ -1,7 +1,7 @@
 """The model that a cell starts from: its tokenizer, its weights, and a new head for the task."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,6 +26,7 @@ from common.architectures import NO_LIMIT, describe_mismatch, fixed_length, loca
 from common.contents import commit_of, digest_of_files
 from common.errors import UserError
 from common.files import is_folder
+from common.finite import is_finite
 from finetune_glue.data.tasks import Task
 from finetune_glue.training.batches import Collator
 from finetune_glue.training.model_names import UNTRAINED
@@ -139,7 +141,7 @@ def loaded_content(start: StartingModel, name: str, trust_remote_code: bool) -> 
 def check_starting_model(name: str, task: Task, fields: dict, trust_remote_code: bool):
     """Look at a model before anything takes time: configuration, tokenizer, its head for a task, and weights.
 
-    Of a folder's weights names and shapes are read; those of the Hub wait for their first cell, which downloads them.
+    The weights of a folder are looked at one by one; those of the Hub wait for their first cell, which downloads them.
 
     Raises:
         UserError: where `load_starting_model` would find one of them missing or damaged.
@@ -147,7 +149,8 @@ def check_starting_model(name: str, task: Task, fields: dict, trust_remote_code:
     with _explained(name):
         config, *_ = _opened(name, task, fields, trust_remote_code)
         if is_folder(name):
-            _pretrained(name, config, task, device_map="meta", trust_remote_code=trust_remote_code)
+            model = _pretrained(name, config, task, device_map="meta", trust_remote_code=trust_remote_code)
+            _check_numbers(_stored_weights(Path(name), model))
 
 
 def _pretrained(path: str, config: PreTrainedConfig, task: Task, **arguments) -> PreTrainedModel:
@@ -160,6 +163,8 @@ def _pretrained(path: str, config: PreTrainedConfig, task: Task, **arguments) ->
         **arguments,
     )
     _check_weights(model, report["missing_keys"], report["mismatched_keys"])
+    if model.device.type != "meta":
+        _check_numbers(model.named_parameters())
     return model
 
 
@@ -240,12 +245,31 @@ def _check_weights(model: PreTrainedModel, missing: list[str], mismatched: list[
         )
 
 
+def _check_numbers(weights: Iterable[tuple[str, torch.Tensor]]):
+    """Raise a `UserError` where a weight, each with its name, holds a number that is not finite."""
+    for name, tensor in weights:
+        if not is_finite(tensor.detach()):
+            raise UserError(f"it holds numbers that are not finite, in {name}.")
+
+
+def _stored_weights(folder: Path, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights in a folder that `model` takes under their own names or below its prefix, one after the other."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                shape = shapes.get(name, shapes.get(f"{model.base_model_prefix}.{name}"))
+                if shape is not None and shape == torch.Size(file.get_slice(name).get_shape()):
+                    yield name, file.get_tensor(name)
+
+
 def _take_encoder(model: PreTrainedModel, folder: Path, trust_remote_code: bool):
     """Give the encoder of `model` the weights of a fine-tuned one; the head stays new."""
     path, arguments = located(str(folder), trust_remote_code)
     encoder = AutoModel.from_pretrained(path, dtype=torch.float32, **arguments)
     if encoder.config.model_type != model.config.model_type:
         raise UserError(f"it is a {encoder.config.model_type}, but {model.config.model_type} is to start from it.")
+    _check_numbers(encoder.named_parameters())
     missing, _ = model.base_model.load_state_dict(encoder.state_dict(), strict=False)
     if missing:
         raise UserError(f"it lacks {len(missing)} weights of the encoder, such as {missing[0]}.")

@@ -18,6 +18,7 @@ from modeling_luna import LunaConfig
 from pretrain.checkpointing.averaging import WeightAverage
 from pretrain.checkpointing.folders import (
     AVERAGE_FILE,
+    FINAL_MODEL,
     OPTIMIZER_FILE,
     TRAINING_STATE,
     WEIGHTS,
@@ -163,7 +164,7 @@ class Checkpoints:
     def save_model(self, model: nn.Module, progress: Progress, averaged: bool = False) -> Path:
         """Write the finished model alone, to `output_dir/model`; `averaged` where its weights are an average."""
         weights = self._collect(whole_weights(self.accelerator, model))
-        return self._write("model", lambda folder: self._write_model(folder, weights, progress, averaged))
+        return self._write(FINAL_MODEL, lambda folder: self._write_model(folder, weights, progress, averaged))
 
     def _write(self, name: str, fill: Callable[[Path], None]) -> Path:
         """Let the main process write a folder below `output_dir`, and say so to `on_written`."""

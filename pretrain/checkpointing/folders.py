@@ -1,6 +1,5 @@
 """The folders of checkpoints: which there are, what each holds, and whether it is as it was written."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from common.checksums import KEY, digests, find_change, take_checksum, with_checksum
+from common.checksums import digests, find_change
 from common.errors import UserError
-from common.files import write_json
+from common.files import DamagedFile, read_checked_json, write_checked_json
+from common.finite import is_finite
 
 
 WEIGHTS = "model.safetensors"
@@ -18,6 +18,7 @@ TRAINING_STATE = "training_state"
 OPTIMIZER_FILE = "optimizer.safetensors"
 AVERAGE_FILE = "average.safetensors"
 PROGRESS_FILE = "progress.json"
+FINAL_MODEL = "model"  # below the run's folder: the model of a finished run
 
 
 class ResumeError(UserError):
@@ -25,25 +26,27 @@ class ResumeError(UserError):
 
 
 def read_state(folder: Path) -> dict:
-    """What a checkpoint says of itself."""
-    return json.loads((folder / TRAINING_STATE / PROGRESS_FILE).read_text(encoding="utf-8"))
+    """What a checkpoint says of itself.
+
+    Raises:
+        UserError: where that is missing, not as it was written, or may not be read.
+    """
+    return read_checked_json(folder / TRAINING_STATE / PROGRESS_FILE)
 
 
 def write_state(folder: Path, state: dict):
     """Add to a checkpoint what it says of itself, with the hashes of its other files and of that itself."""
-    state = state | {"files": digests(folder)}
-    write_json(folder / TRAINING_STATE / PROGRESS_FILE, with_checksum(state))
+    write_checked_json(folder / TRAINING_STATE / PROGRESS_FILE, state | {"files": digests(folder)})
 
 
 def find_damage(folder: Path) -> str | None:
     """What is wrong with the files of a checkpoint, or None."""
     try:
         state = read_state(folder)
-        right = KEY in state and take_checksum(state)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        return f"{TRAINING_STATE}/{PROGRESS_FILE} cannot be read ({error})"
-    if not right:
-        return f"{TRAINING_STATE}/{PROGRESS_FILE} is not as it was written"
+    except DamagedFile:
+        return f"{TRAINING_STATE}/{PROGRESS_FILE} is not as it was written, or is missing"
+    except UserError as error:
+        return str(error).removesuffix(".")
     return find_change(folder, state["files"])
 
 
@@ -58,7 +61,7 @@ def find_not_finite(folder: Path) -> str | None:
 def first_not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
     """The name of the first tensor that holds a number that is not finite, or None."""
     for name, tensor in tensors.items():
-        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():  # a tenth of the time of `isfinite`
+        if not is_finite(tensor):
             return name
     return None
 

@@ -10,13 +10,19 @@ import yaml
 from filelock import FileLock, Timeout
 
 from common.checksums import is_as_written, with_first_line
+from common.config.yaml_config import ConfigurationError, DumpedLoader, read_yaml
 from common.errors import Stopped, is_lost_process
-from common.files import PARTIAL, make_folder, remove_folder, write_json, write_text
-from pretrain.checkpointing.folders import ResumeError, find_checkpoints
+from common.files import PARTIAL, check_places, is_file, make_folder, remove_folder, write_json, write_text
+from pretrain.checkpointing.folders import FINAL_MODEL, ResumeError, find_checkpoints
 from pretrain.configuration import PretrainConfig
+from pretrain.watching.curves import CURVES_FILE
+from pretrain.watching.metrics import METRICS_FILE
+from pretrain.watching.report import SUMMARY_FILE
+from pretrain.watching.trackers import IDS_FILE
 
 
 CONFIG_FILE = "config.yaml"
+LOCK = ".lock"
 STATUS_FILE = "status.json"
 # Keys that decide what a step computes; a run that goes on with others would not be the same run.
 FIXED = (
@@ -38,8 +44,9 @@ def run_folder(config: PretrainConfig) -> Iterator[None]:
     """
     folder = Path(config.output_dir)
     make_folder(folder, "output_dir")
+    check_run_places(config)
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / LOCK, timeout=0):
             _store_config(config, folder)
             for leftover in folder.glob(f"checkpoint-*{PARTIAL}"):  # of a launch that was killed
                 remove_folder(leftover)
@@ -75,17 +82,31 @@ def _status(path: Path) -> Iterator[None]:
 
 
 def _stored_config(path: Path) -> dict:
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text) if is_as_written(text) else None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        values = None
-    if not isinstance(values, dict):
-        raise ResumeError(
-            f"{path} is damaged, or was edited: other values are for the command line or another file. Delete it to "
-            "go on; then nothing checks that the configuration is that of the run so far."
-        )
-    return values
+    """The values in a run's configuration file.
+
+    Raises:
+        ResumeError: where the file is not as it was written.
+    """
+    if is_file(path):
+        with suppress(ConfigurationError):
+            values = read_yaml(path, DumpedLoader)
+            if is_as_written(path.read_text(encoding="utf-8")):
+                return values
+    raise ResumeError(
+        f"{path} is damaged, or was edited: other values are for the command line or another file. Delete it to "
+        "go on; then nothing checks that the configuration is that of the run so far."
+    )
+
+
+def check_run_places(config: PretrainConfig):
+    """See that no folder lies in the run's folder where it writes a file, and no file where it makes a folder.
+
+    Raises:
+        UserError: naming the first that does.
+    """
+    folder = Path(config.output_dir)
+    names = (LOCK, CONFIG_FILE, STATUS_FILE, METRICS_FILE, IDS_FILE, SUMMARY_FILE, CURVES_FILE)
+    check_places(files=[folder / name for name in names], folders=[folder / FINAL_MODEL, *folder.glob("checkpoint-*")])
 
 
 def check_stored_config(config: PretrainConfig):

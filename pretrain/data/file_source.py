@@ -7,9 +7,7 @@ cannot be read becomes a `BadRecord` between the documents, and reading goes on 
 import codecs
 import csv
 import json
-import os
 import re
-import shlex
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,6 +15,7 @@ from typing import NamedTuple
 import pyarrow
 import pyarrow.parquet
 
+from common.encodings import SAMPLE_BYTES, conversion, wide_encoding
 from pretrain.data.compression import DECOMPRESSION_ERRORS, open_bytes
 from pretrain.data.local_files import CSV_DELIMITERS, JSON_SUFFIXES, PARQUET_SUFFIX, format_of
 from pretrain.data.text_source import (
@@ -34,16 +33,6 @@ from pretrain.data.text_source import (
 
 
 BYTE_ORDER_MARK = codecs.BOM_UTF8
-# Encodings of two or four bytes a letter, and what a file of them may begin with; those of four are to be tried first.
-WIDE_ENCODINGS = {
-    "UTF-32LE": codecs.BOM_UTF32_LE,
-    "UTF-32BE": codecs.BOM_UTF32_BE,
-    "UTF-16LE": codecs.BOM_UTF16_LE,
-    "UTF-16BE": codecs.BOM_UTF16_BE,
-}
-DECOMPRESSING_COMMANDS = {".gz": "gzip -dc", ".bz2": "bzip2 -dc", ".xz": "xz -dc", ".zst": "zstd -dc"}
-SAMPLE_BYTES = 2**12  # by which an encoding is told
-FEWEST_SPACES = 0.01  # share of the letters of such text
 LOOKAHEAD_BYTES = 2**20
 PARQUET_BATCH_ROWS = 1000
 PARQUET_BATCH_BYTES = 8 * 2**20
@@ -88,9 +77,9 @@ def _lines(file: str, whole: bool) -> Iterator[_Line | BadRecord]:
     number, rest, damage = 1, b"", None
     try:
         with open_bytes(file) as stream:
-            encoding = _wide_encoding(stream.peek(SAMPLE_BYTES)[:SAMPLE_BYTES])
+            encoding = wide_encoding(stream.peek(SAMPLE_BYTES)[:SAMPLE_BYTES])
             if encoding is not None:
-                message = f"{file}: the text is {encoding}, not UTF-8. {_conversion(file, encoding)}"
+                message = f"{file}: the text is {encoding}, not UTF-8. {conversion(file, encoding)}"
                 yield BadRecord(file, "not UTF-8", message)
                 return
             at_start = True
@@ -127,38 +116,6 @@ def _damage(file: str, error: Exception) -> BadRecord:
     return BadRecord(file, "damaged file", message)
 
 
-def _wide_encoding(start: bytes) -> str | None:
-    """The encoding of text of two or four bytes a letter, by its byte order mark, or by the zero bytes of ASCII."""
-    for encoding, mark in WIDE_ENCODINGS.items():
-        if start.startswith(mark):
-            return encoding
-    if b"\0" not in start:
-        return None
-    shares = {encoding: _share_of_spaces(start, encoding) for encoding in WIDE_ENCODINGS}
-    likeliest = max(shares, key=shares.__getitem__)
-    return likeliest if shares[likeliest] >= FEWEST_SPACES else None
-
-
-def _share_of_spaces(start: bytes, encoding: str) -> float:
-    """The share of the letters that are spaces or line ends, if text is read in an encoding of several bytes a letter;
-    0 where that makes no sense: there are zeros, or most letters are two of ASCII taken together."""
-    try:
-        text = codecs.getincrementaldecoder(encoding)().decode(start)
-    except UnicodeDecodeError:
-        return 0
-    taken_together = sum(all(0x20 <= byte < 0x7F for byte in letter.encode(encoding)) for letter in text)
-    if "\0" in text or taken_together >= len(text) / 2:
-        return 0
-    return sum(letter in " \t\r\n" for letter in text) / len(text)
-
-
-def _conversion(file: str, encoding: str) -> str:
-    """How to make UTF-8 of a file."""
-    decompress = DECOMPRESSING_COMMANDS.get(os.path.splitext(file.lower())[1])
-    source = f"{decompress} {shlex.quote(file)} |" if decompress else f"< {shlex.quote(file)}"
-    return f"Convert it: {source} iconv -f {encoding} -t UTF-8 > NEW_FILE"
-
-
 def _decoded(line: bytes, file: str, number: int, goes_on: bool) -> _Line | BadRecord:
     try:
         return _Line(number, line.decode(), goes_on)
@@ -168,7 +125,7 @@ def _decoded(line: bytes, file: str, number: int, goes_on: bool) -> _Line | BadR
             "not UTF-8",
             f"{file}:{number}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is not UTF-8. Mend the "
             "line, or, if all of the file has another encoding, which the command `file` may tell (WINDOWS-1252 is "
-            f"frequent in the West): {_conversion(file, 'ENCODING')}",
+            f"frequent in the West): {conversion(file, 'ENCODING')}",
         )
 
 

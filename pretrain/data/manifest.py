@@ -7,7 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.checksums import hash_file
-from common.files import DamagedFile, read_back, read_checked_json, write_checked_json, write_json
+from common.errors import UserError
+from common.files import (
+    DamagedFile,
+    read_back,
+    read_checked_json,
+    read_json_back,
+    write_checked_json,
+    write_json,
+)
 from pretrain.data.shard_file import shard_path
 
 
@@ -40,11 +48,13 @@ def read_manifest(folder: Path) -> dict:
 def _former_manifest(path: Path) -> dict | None:
     """What the former format wrote, which had another kind of checksum; None for anything else."""
     try:
-        manifest = json.loads(path.read_bytes())
-        right = manifest.pop("sha256") == hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        manifest = read_json_back(path)
+    except DamagedFile:
         return None
-    return manifest if right else None
+    if not isinstance(manifest, dict) or "sha256" not in manifest:
+        return None
+    digest = manifest.pop("sha256")
+    return manifest if digest == hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest() else None
 
 
 def shards_of(folder: Path, manifest: dict) -> Iterator[tuple[Path, dict, dict]]:
@@ -96,7 +106,7 @@ def damaged_files(folder: Path, fingerprint: str, all_bytes: bool = False) -> li
 
 def _checked(folder: Path) -> dict:
     try:
-        checked = json.loads((folder / CHECKED).read_bytes())
-    except (OSError, ValueError):
+        checked = read_json_back(folder / CHECKED)
+    except UserError:
         return {}
     return checked if isinstance(checked, dict) else {}

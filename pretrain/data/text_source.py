@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from common.config.yaml_config import shown
+from common.encodings import without_half_characters
 from common.errors import UserError
 
 
@@ -107,11 +108,7 @@ def text_row(value: object, place: str, file: str, column: str) -> Row | BadReco
             f"{place}: the column {column!r} must hold text, but here it is {repr(value)[:80]} "
             f"({type(value).__name__})",
         )
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return Row(place, value)
+    return Row(place, without_half_characters(value))
 
 
 def missing_column(place: str, file: str, column: str, columns: Iterable[str]) -> BadRecord:

@@ -27,7 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from common.checksums import find_change, is_as_written, take_checksum, with_checksum
 from common.config.yaml_config import read_json, read_yaml
 from common.errors import UserError, report_user_errors
-from common.files import remove_folder, write_json
+from common.files import DamagedFile, read_checked_json, remove_folder, write_json
 from common.hub import (
     CARD,
     HubError,
@@ -71,7 +71,8 @@ def read_uploads(run: Path, id: str) -> Uploads | None:
     if not path.exists():
         return None
     record = read_json(path)
-    if not take_checksum(record):
+    known = {field.name for field in dataclasses.fields(Uploads)}
+    if not take_checksum(record) or "id" not in record or record.keys() - known:
         raise HubError(f"{path} is damaged. Delete it, and give --hub_overwrite true: the repository is not empty.")
     uploads = Uploads(**record)
     return uploads if uploads.id == id else None
@@ -190,8 +191,10 @@ class Uploader:
     def _set_aside_if_damaged(self, snapshot: Path):
         if not (snapshot / QUEUED).exists():  # of an earlier release
             return
-        queued = read_json(snapshot / QUEUED)
-        change = find_change(snapshot, queued) if take_checksum(queued) else f"{QUEUED} is not as it was written"
+        try:
+            change = find_change(snapshot, read_checked_json(snapshot / QUEUED))
+        except DamagedFile:
+            change = f"{QUEUED} is not as it was written"
         if change is None:
             return
         aside = snapshot.with_name(f"{snapshot.name}.damaged")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from common.architectures import describe_mismatch, why_not_loaded
 from common.config.yaml_config import ConfigurationError, read_json, suggest
 from common.files import check_model_files, is_folder
+from common.finite import is_finite
 from modeling_luna import LunaConfig, LunaForMaskedLM
 from pretrain.configuration import PretrainConfig
 from pretrain.data.tokenizer import TokenizerError, load_tokenizer
@@ -190,7 +191,7 @@ def _load(config: PretrainConfig, saved_config: LunaConfig) -> LunaForMaskedLM:
             f"({', '.join(missing[:3])}), {len(unexpected)} belong to nothing ({', '.join(unexpected[:3])})."
         )
     for parameter_name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+        if not is_finite(parameter):
             raise ConfigurationError(f"init_from: {source} holds numbers that are not finite, in {parameter_name}.")
     return model
 

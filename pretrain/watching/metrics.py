@@ -11,11 +11,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.checksums import take_checksum, with_checksum
+from common.files import parse_json
 
 
 METRICS_FILE = "metrics.jsonl"
 BLOCK = 2**16  # bytes read at once from the end
 MAX_WAITING = 10_000  # lines kept in memory while the disk takes none
+OF_LAYERS = ("effective_rank", "pack_entropy")  # how the names of values end that each layer has one of
+LARGEST = 2**63
 NAMED = 10  # damaged lines that a message names
 
 
@@ -109,11 +112,18 @@ def _lines_from_end(file):
 def _parse(line: bytes) -> dict | None:
     """The record of a line, or None where the line is damaged. One without a checksum is of an earlier release."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
-    right = isinstance(record, dict) and isinstance(record.get("step"), int) and take_checksum(record)
-    return record if right else None
+    right = isinstance(record, dict) and type(record.get("step")) is int and take_checksum(record)
+    return record if right and all(_is_value(name, value) for name, value in record.items()) else None
+
+
+def _is_value(name: str, value: object) -> bool:
+    """Whether a record can hold this value: a number or null, or a list of them with one for each layer."""
+    if name.endswith(OF_LAYERS):
+        return isinstance(value, list) and all(_is_value("", item) for item in value)
+    return value is None or type(value) is float or (type(value) is int and abs(value) <= LARGEST)
 
 
 def kind_of(record: dict) -> str:

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 
 from common.checksums import take_checksum, with_checksum
 from common.errors import UserError
-from common.files import write_json
+from common.files import read_json_back, write_json
 from pretrain.configuration import PretrainConfig
 from pretrain.watching.metrics import kind_of
 from pretrain.watching.progress import Progress
@@ -147,24 +147,24 @@ def _known_ids(
 
     A run from step 0 with another configuration is another run.
     """
-    stored = _read_ids(folder / IDS_FILE, warn)
+    ids, config_of_ids = _read_ids(folder / IDS_FILE, warn)
     if progress.step:
-        return {**stored.get("ids", {}), **progress.tracker_ids}
-    same = stored.get("config") == json.loads(json.dumps(dataclasses.asdict(config)))
-    return stored["ids"] if same else {}
+        return {**ids, **progress.tracker_ids}
+    return ids if config_of_ids == json.loads(json.dumps(dataclasses.asdict(config))) else {}
 
 
-def _read_ids(path: Path, warn: Callable[[str], None]) -> dict:
+def _read_ids(path: Path, warn: Callable[[str], None]) -> tuple[dict[str, str], object]:
+    """The ids in a file, and the configuration of the run that they are of."""
+    if not path.exists():
+        return {}, None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError):
+        stored = read_json_back(path)
+    except UserError:
         stored = None
-    if isinstance(stored, dict) and take_checksum(stored):
-        return stored
+    if isinstance(stored, dict) and take_checksum(stored) and isinstance(stored.get("ids"), dict):
+        return stored["ids"], stored.get("config")
     warn(f"warning: {path} is damaged and left out: a run without a checkpoint begins anew at its trackers")
-    return {}
+    return {}, None
 
 
 def _start_tensorboard(

@@ -109,6 +109,7 @@ WHOLE = '{"metrics": {"validation": {"accuracy": 1}}, "score": 1, "hyperparamete
     [
         ('{\n  "metrics": {},\n  "sco', "result.json, line 3: cut short or damaged"),
         ("", "result.json, line 1: cut short or damaged"),
+        ("[" * 200_000 + "]" * 200_000, "result.json cannot be read (it is nested too deeply)"),
         ('{"metrics": {}, "score": "high"}', "result.json: score, hyperparameters is missing or of the wrong type"),
         ("[]", "result.json: metrics, score, hyperparameters is missing or of the wrong type"),
         (b"\xff\xfe", "result.json cannot be read"),

@@ -19,9 +19,9 @@ from common.config.yaml_config import ConfigurationError
 from common.errors import UserError
 from experiments import worker
 from experiments.cell_folder import ERROR, MODEL, RESULT
-from experiments.cells import Cell
+from experiments.cells import BEGUN, Cell
 from experiments.kept_models import delete_unwanted_models
-from experiments.planning import describe_plan
+from experiments.planning import check_cell_places, describe_plan
 from experiments.scheduler import run_cells
 
 
@@ -115,6 +115,18 @@ def test_damaged_result_is_said_once_and_its_cell_run_again(train: Training, tmp
     run_cells(cells, train)
     assert [call[:2] for call in train.calls] == [("rte", "b")]
     assert str(cells[3].folder / RESULT) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"process": 1, "host": "a", "time": 1e30, "losses": 0}', "[" * 200_000]
+)
+def test_damaged_note_of_a_process_that_was_killed(train: Training, tmp_path: Path, capsys, content: str):
+    (cell,) = planned(tmp_path, ["rte"], ["a"], seeds=1)
+    cell.folder.mkdir(parents=True)
+    (cell.folder / BEGUN).write_text(content, encoding="utf-8")
+    run_cells([cell], train)
+    assert "RTE · a · seed 1 was lost: the process that ran it was killed" in capsys.readouterr().out
+    assert cell.result() is not None and not (cell.folder / BEGUN).exists()
 
 
 def test_a_score_that_is_no_number_is_a_failure(train: Training, tmp_path: Path):
@@ -237,6 +249,17 @@ def test_transfer_without_a_model_of_mnli(train: Training, tmp_path: Path, capsy
 
     run_cells(planned(tmp_path, tasks=["mnli", "rte"], models=["a"], seeds=1, transfer={"rte": "mnli"}), failing)
     assert "failed: there is no mnli model of a to start from: its cells have failed." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["", "model", "result.json", "begun.json", "predictions"])
+def test_a_folder_in_the_place_of_a_file_and_the_reverse(tmp_path: Path, name: str):
+    cells = planned(tmp_path, ["rte"], ["a"], seeds=1)
+    check_cell_places(cells)
+    path = cells[0].folder / name
+    path.parent.mkdir(parents=True)
+    path.mkdir() if name.endswith(".json") else path.touch()
+    with pytest.raises(UserError, match=f"^{path} is a .*, but a .* is to be written there"):
+        check_cell_places(planned(tmp_path, ["rte"], ["a"], seeds=1))
 
 
 def test_the_plan_says_what_a_call_would_run_and_why(train: Training, tmp_path: Path):

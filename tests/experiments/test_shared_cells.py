@@ -17,7 +17,7 @@ from small_experiments import SUITE, finish, planned
 
 from experiments import worker
 from experiments.cell_folder import ERROR
-from experiments.cells import Cell
+from experiments.cells import Cell, Notes
 from experiments.results import read_results
 from experiments.scheduler import run_cells
 from experiments.worker import Train, Worker
@@ -159,7 +159,7 @@ def test_a_cell_that_kills_two_processes_of_a_call_has_failed(tmp_path: Path):
             os.kill(os.getpid(), signal.SIGKILL)
 
     cells = planned(tmp_path, models=["a"], seeds=1)
-    beginning = time.time()
+    beginning = Notes(cells)
     train = training(tmp_path / "log", before)
     calls = [started(Worker(cells, train, beginning).work) for _ in range(3)]
     assert sorted(exit_codes(*calls)) == [-signal.SIGKILL, -signal.SIGKILL, 0]
@@ -176,7 +176,26 @@ def test_a_cell_that_has_failed_elsewhere_is_not_run_again_by_the_same_call(tmp_
             raise RuntimeError("out of memory")
 
     cells = planned(tmp_path, models=["a"], seeds=1)
-    beginning = time.time()
+    beginning = Notes(cells)
     for _ in range(2):
         Worker(cells, training(tmp_path / "log", before), beginning).work()
     assert [line[1] for line in lines_of(tmp_path / "log")] == ["rte"]
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0, 2.2e9])
+def test_the_clock_of_the_file_server_does_not_decide_what_is_run(tmp_path: Path, ahead: float):
+    """A failure of before is run again and one of this call is not, whatever time their notes have."""
+    (cell,) = cells = planned(tmp_path, ["rte"], ["a"], seeds=1)
+
+    def fail(cell: Cell):
+        raise RuntimeError("out of memory")
+
+    run_cells(cells, training(tmp_path / "log", fail))
+    os.utime(cell.folder / ERROR, (time.time() + ahead,) * 2)
+    before = Notes(cells)
+    cell.fail("out of memory")  # by another process that shares the cells
+    os.utime(cell.folder / ERROR, (time.time() + ahead + 1,) * 2)
+    Worker(cells, training(tmp_path / "log"), before).work()
+    assert cell.result() is None
+    run_cells(cells, training(tmp_path / "log"))
+    assert cell.result() is not None

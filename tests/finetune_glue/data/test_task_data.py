@@ -204,9 +204,20 @@ def test_test_files_of_a_description_may_have_no_labels_or_be_missing(tmp_path: 
         ("a.csv", "review,stars\n", "PATH has no rows: the split train of own is empty."),
         ("a.csv", "review\na\n", "PATH has no labels, which the split train of own needs."),
         ("a.csv", b"review,stars\ncaf\xe9,1\n", "PATH, line 2: byte 4 (0xe9) is not UTF-8."),
-        ("a.csv", "review,stars\na,1\n".encode("utf-16"), "PATH is UTF-16. Save it as UTF-8, for example by: iconv"),
-        ("a.tsv", b"\xfe\xff\0r\0\n", "PATH is UTF-16. Save it as UTF-8"),
-        ("a.jsonl", '{"review": "a", "stars": 1}\n'.encode("utf-16"), "PATH is UTF-16. Save it as UTF-8"),
+        (
+            "a.csv",
+            "review,stars\na,1\n".encode("utf-16"),
+            "PATH: the text is UTF-16LE, not UTF-8. Convert it: < PATH iconv -f UTF-16LE -t UTF-8 > NEW_FILE",
+        ),
+        ("a.csv", "review,stars\na,1\n".encode("utf-16-be"), "PATH: the text is UTF-16BE, not UTF-8. Convert it: <"),
+        ("a.csv", "review,stars\na,1\n".encode("utf-32"), "PATH: the text is UTF-32LE, not UTF-8. Convert it: <"),
+        (
+            "a.csv.gz",
+            gzip.compress("review,stars\na,1\n".encode("utf-16-le")),
+            "PATH: the text is UTF-16LE, not UTF-8. Convert it: gzip -dc PATH | iconv -f UTF-16LE",
+        ),
+        ("a.tsv", b"\xfe\xff\0r\0\n", "PATH: the text is UTF-16BE, not UTF-8."),
+        ("a.jsonl", '{"review": "a", "stars": 1}\n'.encode("utf-16"), "PATH: the text is UTF-16LE, not UTF-8."),
         ("a.csv.gz", b"review", "PATH cannot be read: Not a gzipped file"),
         (
             "a.csv.gz",
@@ -240,6 +251,16 @@ def test_what_can_be_wrong_with_own_files(tmp_path: Path, name: str, content: st
     path = write(tmp_path / name, content)
     task = describe(tmp_path, text="review", label="stars", labels=[1, 5], files={"train": name})
     assert error_of(task).startswith(message.replace("PATH", str(path)))
+
+
+def test_half_surrogate_pairs_are_replaced(tmp_path: Path) -> None:
+    """As in pretraining; no encoding, and so no tokenizer, can write them."""
+    write(tmp_path / "a.jsonl", '{"text": "x\\ud800", "label": "a"}\n{"text": "\\ud83d\\ude00", "label": "a"}\n')
+    task = describe(tmp_path, text="text", labels=["a", "b"], files={"train": "a.jsonl"})
+    assert sorted(row["text"] for split in load_task(task, "hub").splits.values() for row in split) == [
+        "x\ufffd",
+        "\U0001f600",
+    ]
 
 
 DATES = ["2024-05-01", "2024-05-02 10:00:00", "2024-05-03T10:00:00Z"]

@@ -448,6 +448,12 @@ def cut_short(folder: Path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
+def not_finite(folder: Path):
+    weights = load_file(folder / "model.safetensors")
+    weights["luna.embeddings.word_embeddings.weight"][3, 5] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def old_weights(folder: Path):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"not found" * 100)
@@ -471,6 +477,7 @@ def change(name: str, **values) -> Callable[[Path], object]:
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
         (without_weights, "weights of its encoder are not there"),
         (cut_short, "cannot be fine-tuned"),
+        (not_finite, "it holds numbers that are not finite, in luna.embeddings.word_embeddings.weight."),
         (change("tokenizer_config.json", pad_token=None), "no padding token"),
         (
             change("config.json", vocab_size=99),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.checkpointing.folders import ResumeError, find_checkpoints, find_damage
+from pretrain.checkpointing.folders import ResumeError, find_checkpoints, find_damage, newest_whole, write_state
 
 
 def test_checkpoints_are_ordered_by_step(tmp_path: Path):
@@ -42,6 +42,21 @@ def test_flipped_byte_is_refused_and_passed_over_on_request(
     assert "checkpoint-12 is damaged" in output and "Going on from step 8 of 12" in output
     assert [record.get("loss") for record in metrics] == [record.get("loss") for record in expected]
     assert find_damage(tmp_path / "checkpoint-12") is None
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "5", "{}", "[" * 200_000 + "]" * 200_000])
+def test_progress_that_is_no_such_file(tmp_path: Path, capsys: pytest.CaptureFixture, content: str | None):
+    for step in (3, 6):
+        (tmp_path / f"checkpoint-{step}" / "training_state").mkdir(parents=True)
+        write_state(tmp_path / f"checkpoint-{step}", {"step": step})
+    path = tmp_path / "checkpoint-6" / "training_state" / "progress.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(ResumeError, match="checkpoint-6 is damaged: training_state/progress.json is not as it was"):
+        newest_whole(tmp_path, "error")
+    assert newest_whole(tmp_path, "previous") == tmp_path / "checkpoint-3"
+    assert "checkpoint-6 is damaged (training_state/progress.json is not as it was" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("written", "by_hand"), [('"step": 5', '"step": 3'), ('"seconds"', '"minutes"')])

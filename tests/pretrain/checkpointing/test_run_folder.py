@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from common.errors import UserError
 from pretrain.checkpointing.folders import ResumeError
 from pretrain.checkpointing.run_folder import FIXED, run_folder
 
@@ -42,12 +43,37 @@ def test_change_of_another_key_is_told(run: Callable, train: Callable, capsys):
     assert "learning_rate was 0.005 in this run so far and is 0.002 from here on" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"output_dir: [", b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"output_dir: [", b"\xff", b"a: !!int abc", b"q: !!timestamp zz", b"[" * 200_000 + b"]" * 200_000]
+)
 def test_damaged_configuration_is_named(run: Callable, train: Callable, tmp_path: Path, content: bytes):
     (tmp_path / "checkpoint-5").mkdir()
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ResumeError, match=r"config.yaml is damaged"):
         train(run(max_steps=6))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "status.json", "curves.png", "model"])
+def test_a_folder_in_the_place_of_a_file_and_the_reverse(run: Callable, tmp_path: Path, name: str):
+    with run_folder(run()):
+        pass
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).touch() if name == "model" else (tmp_path / name).mkdir()
+    with (
+        pytest.raises(UserError, match=f"^{tmp_path}/{name} is a .*, but a .* is to be written there"),
+        run_folder(run()),
+    ):
+        pass
+
+
+def test_texts_that_look_like_numbers_are_read_back_as_texts(run: Callable, tmp_path: Path, capsys):
+    """The file is written by the rules of YAML 1.1, in which `1e5` is no number."""
+    config = run(data="1e5", tokenizer="on", text_column="2026-01-01")
+    (tmp_path / "checkpoint-5").mkdir()
+    for _ in range(2):
+        with run_folder(config):
+            assert capsys.readouterr().out == ""
 
 
 def test_flipped_bit_of_the_configuration_is_named_or_harmless(run: Callable, tmp_path: Path, capsys):

@@ -148,6 +148,15 @@ def test_index_that_is_not_of_these_rows_is_made_again(
     assert digest_of_rows(prepared, packing) == expected
 
 
+def test_nesting_without_end_is_damage(config: PretrainConfig, capsys: pytest.CaptureFixture):
+    prepared = prepare(config)
+    expected = digest_of_rows(prepared, "stream")
+    for name, mended in (("manifest.json", "is damaged and is mended: manifest.json"), ("checked.json", "")):
+        (prepared / name).write_text("[" * 200_000 + "]" * 200_000, encoding="utf-8")
+        assert digest_of_rows(prepare(config), "stream") == expected
+        assert mended in capsys.readouterr().err
+
+
 def test_manifest_of_other_data_is_not_believed(config: PretrainConfig, capsys: pytest.CaptureFixture):
     prepared = prepare(config)
     expected = digest_of_rows(prepared, "stream")

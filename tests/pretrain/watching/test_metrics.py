@@ -6,11 +6,16 @@ from pathlib import Path
 import pytest
 
 from pretrain.watching import metrics as metrics_module
+from pretrain.watching.curves import draw_curves
 from pretrain.watching.metrics import MetricsFile, read_metrics
+from pretrain.watching.report import summarize
+
+
+DEEP = b"[" * 200_000 + b"]" * 200_000 + b"\n"
 
 
 @pytest.mark.parametrize(
-    "end", [b'{"step": 3, "loss": 1', b"\0" * 5000, b'{"step": 3}', b"3\n", b'{"step": 3}\n\xff\n']
+    "end", [b'{"step": 3, "loss": 1', b"\0" * 5000, b'{"step": 3}', b"3\n", b'{"step": 3}\n\xff\n', DEEP]
 )
 def test_damaged_end_of_the_file_is_dropped(tmp_path: Path, end: bytes):
     path = tmp_path / "metrics.jsonl"
@@ -59,10 +64,10 @@ def test_flipped_bit_is_named_or_harmless(written: tuple[Path, list[dict]], caps
 
 def test_damaged_line_is_named_once(written: tuple[Path, list[dict]], capsys: pytest.CaptureFixture):
     path, records = written
-    path.write_bytes(path.read_bytes().replace(b"5.5", b"1.5"))
+    path.write_bytes(path.read_bytes().replace(b"5.5", b"1.5") + DEEP)
     for _ in range(3):
         assert read_metrics(path) == [records[0], records[2]]
-    assert capsys.readouterr().out == f"{path}: damaged and left out: line 2\n"
+    assert capsys.readouterr().out == f"{path}: damaged and left out: lines 2, 4\n"
     # What follows it stays where a run goes on.
     assert MetricsFile(path, 2).last == {"evaluation": 2}
     assert read_metrics(path) == [records[0], records[2]]
@@ -75,6 +80,31 @@ def test_lines_of_an_earlier_release_have_no_checksum(written: tuple[Path, list[
     assert read_metrics(path) == [*records, {"step": 3, "loss": 5.0}]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss": [1, 2]},
+        {"validation_loss": "x"},
+        {"loss": True},
+        {"loss": 10**400},
+        {"tokens": {"a": 1}},
+        {"effective_rank": 7.5},
+        {"relative_pack_entropy": [7.5, [6.0]]},
+    ],
+)
+def test_values_of_another_kind_are_damage(
+    written: tuple[Path, list[dict]], tmp_path: Path, capsys: pytest.CaptureFixture, values: dict
+):
+    """In a line without a checksum, as earlier releases wrote."""
+    path, records = written
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 2, **values}) + "\n")
+    metrics = read_metrics(path)
+    assert metrics == records and summarize(metrics)["tokens"] == 960
+    assert capsys.readouterr().out == f"{path}: damaged and left out: line 4\n"
+    draw_curves({"run": metrics}, tmp_path / "curves.png")
+
+
 def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text(encoding="utf-8").split()[1])
 
@@ -82,7 +112,7 @@ def bytes_read() -> int:
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs the counters of Linux")
 def test_resume_reads_the_end_of_a_long_file_alone(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
-    line = json.dumps({"step": 5, "loss": 2.5, "filling": "x" * 400}).encode() + b"\n"
+    line = json.dumps({"step": 5, "loss": 2.5, "effective_rank": [1.5] * 80}).encode() + b"\n"
     with open(path, "wb") as file:
         for _ in range(200):
             file.write(line * (2**20 // len(line)))

@@ -181,6 +181,15 @@ def test_damaged_ids_are_named_and_left_out(start: Callable, recorders: dict[str
         )
 
 
+@pytest.mark.parametrize("content", ["5", '{"ids": 5}', "{}", "[" * 200_000 + "]" * 200_000])
+def test_ids_that_are_none(start: Callable, recorders: dict[str, Recorder], tmp_path: Path, content: str):
+    for step in (0, 5):
+        (tmp_path / "run" / "trackers.json").write_text(content, encoding="utf-8")
+        _, progress, warnings = start(step=step)
+        assert len(warnings) == 1 and "trackers.json is damaged and left out" in warnings[0]
+        assert progress.tracker_ids.keys() == {"wandb"}
+
+
 def test_steps_done_again_are_not_sent_twice(start: Callable, recorders: dict[str, Recorder]):
     tracker, _, _ = start(
         step=4, ids={"wandb": "abc"}, sent={"training": 6, "evaluation": 4}, names=("trackio", "wandb")
