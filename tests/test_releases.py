@@ -115,8 +115,8 @@ def pretend_older(monkeypatch: pytest.MonkeyPatch, package: str):
 
 def test_older_releases_and_remote_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
     # Code that another test loaded remotely would be looked for in the folder of that test.
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "transformers_modules").exists()])
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
         monkeypatch.delitem(sys.modules, name)
     config = {"vocab_size": 10, "hidden_size": 8, "num_attention_heads": 2}

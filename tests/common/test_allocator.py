@@ -24,6 +24,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone gives memory back at once")
+@pytest.mark.slow
 def test_pages_are_not_fetched_anew(python: Callable):
     """In processes of their own: for 256 MiB all rounds of the other one fetch all of them again."""
     faults = [int(python("-c", COUNT_FAULTS.format(keeps=keeps)).stdout) for keeps in (True, False)]

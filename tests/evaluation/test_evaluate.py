@@ -70,6 +70,7 @@ def evaluate(script: Callable, tmp_path: Path) -> Callable[..., tuple[int, str, 
     return run
 
 
+@pytest.mark.slow
 def test_many_architectures_side_by_side(evaluate: Callable, folders: dict, corpus: Path, pairs: Path, tmp_path: Path):
     files = (tmp_path / "out" / "results.csv", tmp_path / "out" / "results.md")
     code, printed, results = evaluate(
@@ -190,6 +191,7 @@ def test_positions_without_the_word_of_the_tokenizer(lines: list[str], tmp_path:
         assert MaskedModel.open(str(folder), trust_remote_code=False).max_length == expected
 
 
+@pytest.mark.slow
 def test_default_length_is_the_shortest(
     evaluate: Callable, folders: dict, lines: list[str], corpus: Path, tmp_path: Path
 ):
@@ -277,6 +279,7 @@ def test_a_sentence_that_is_too_long_costs_the_model_its_pairs_only(
     assert results["models"][1]["minimal_pairs"]
 
 
+@pytest.mark.slow
 def test_within_word_l2r_and_bfloat16(evaluate: Callable, folders: dict, corpus: Path, pairs: Path):
     code, printed, results = evaluate(
         folders["luna"], folders["nystromformer"], "--data", corpus, "--minimal_pairs", pairs,

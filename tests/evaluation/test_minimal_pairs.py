@@ -154,6 +154,7 @@ def train(model, tokenizer, sentences: list[str], steps: int):
     model.eval()
 
 
+@pytest.mark.slow
 def test_a_model_that_has_learnt_agreement_knows_it(tmp_path: Path):
     good, bad = agreement(good=True), agreement(good=False)
     tokenizer = build_wordpiece(good)

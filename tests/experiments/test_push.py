@@ -103,6 +103,7 @@ def test_pushed_models_load_in_a_fresh_process(hub: HubStandIn, run_folder: Path
     assert loaded.stdout == here.stdout and loaded.stdout.count("LunaForSequenceClassification") == 2
 
 
+@pytest.mark.slow
 def test_second_call_sends_what_is_new_alone(hub: HubStandIn, run_folder: Path):
     push(hub, run_folder)
     commits = [hub.repository(f"tester/luna-{task}").head().id for task in ("rte", "cola")]
@@ -169,6 +170,7 @@ def test_repository_of_others_is_not_touched(hub: HubStandIn, run_folder: Path):
     assert "config.json" in hub.repository("tester/luna-cola").head().files
 
 
+@pytest.mark.slow
 def test_card_that_was_edited_on_the_hub_stays(hub: HubStandIn, run_folder: Path):
     push(hub, run_folder)
     card = hub.repository("tester/luna-rte").folder / "README.md"

@@ -90,6 +90,7 @@ def results(run: Path) -> dict[str, dict]:
     return {str(p.parent.relative_to(run / "cells")): json.loads(p.read_text(encoding="utf-8")) for p in paths}
 
 
+@pytest.mark.slow
 def test_from_files_to_the_zip(arguments: Callable, tmp_path: Path, capsys: pytest.CaptureFixture):
     run = tmp_path / "run"
     assert run_glue.main(load_config(arguments())) == 0

@@ -48,6 +48,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_fresh_process(saved_folder: Path, subprocess_environment: dict[str, str]):
     command = [sys.executable, "-c", FRESH_PROCESS, str(saved_folder), SENTENCE]
     done = subprocess.run(command, env=subprocess_environment, capture_output=True, text=True, timeout=120)

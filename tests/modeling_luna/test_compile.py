@@ -90,6 +90,7 @@ def assert_one_graph(model: LunaModel, batches: list[dict], **kwargs):
 @torch.no_grad()
 @pytest.mark.parametrize(("implementation", "variant"), [("eager", "default"), ("sdpa", "default"), ("sdpa", "all")])
 @pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.slow
 def test_compiled_forward(tiny_model: Callable, implementation: str, variant: str, masked: bool):
     model = tiny_model(attn_implementation=implementation, **VARIANTS[variant])
     batch = batch_of(3, 9)
@@ -119,6 +120,7 @@ def test_one_graph_for_all_shapes(tiny_model: Callable, implementation: str, mas
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", some_slow(HEADS, FAST_HEADS))
+@pytest.mark.slow
 def test_one_graph_for_all_shapes_in_heads(tiny_model: Callable, head: str):
     model_class, fields = HEADS[head]
     model = tiny_model(model_class, "sdpa", **fields)
@@ -136,6 +138,7 @@ def test_one_graph_for_all_shapes_in_multiple_choice(tiny_model: Callable):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_marked_dimensions(tiny_model: Callable):
     """A graph that would hold for some lengths alone is refused where both dimensions are marked."""
     batches = [batch_of(*shape) for shape in SHAPES]
@@ -147,12 +150,14 @@ def test_marked_dimensions(tiny_model: Callable):
 
 @torch.no_grad()
 @pytest.mark.parametrize("implementation", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_one_graph_for_all_documents(tiny_model: Callable, implementation: str, padded_attention):
     batches = [documents_of(lengths) for lengths in DOCUMENTS]
     assert_one_graph(tiny_model(attn_implementation=implementation), batches, dynamic=True)
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_documents_with_positions_and_padding(tiny_model: Callable, padded_attention):
     batches = [documents_of(lengths) for lengths in DOCUMENTS]
     for lengths, batch in zip(DOCUMENTS, batches, strict=True):
@@ -164,6 +169,7 @@ def test_documents_with_positions_and_padding(tiny_model: Callable, padded_atten
 
 @torch.no_grad()
 @pytest.mark.parametrize("head", some_slow(HEADS, ("packed_max",)))
+@pytest.mark.slow
 def test_one_graph_for_all_documents_in_heads(tiny_model: Callable, head: str, padded_attention):
     model_class, fields = HEADS[head]
     model = tiny_model(model_class, "sdpa", **fields)
@@ -171,6 +177,7 @@ def test_one_graph_for_all_documents_in_heads(tiny_model: Callable, head: str, p
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_positions_of_one_document(tiny_model: Callable):
     """Positions that rise pass; those that restart end with an error instead of states that mix the documents."""
     model = tiny_model(attn_implementation="sdpa")
@@ -185,6 +192,7 @@ def test_positions_of_one_document(tiny_model: Callable):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_recorded_outputs(tiny_model: Callable):
     """Transformers puts its hooks in place in the first call that asks for these outputs, which is not compiled."""
     model = tiny_model(attn_implementation="eager")

@@ -144,6 +144,7 @@ def test_saved_program(tiny_model: Callable, tmp_path: Path):
         ),
     ],
 )
+@pytest.mark.slow
 def test_onnx(tiny_model: Callable, tmp_path: Path, kind: str, implementation: str, masked: bool, dimensions: tuple):
     model_class, fields = KINDS[kind]
     model = tiny_model(model_class, implementation, **fields)

@@ -134,6 +134,7 @@ def test_every_class_saves_the_whole_map(saved_folder: Path, tmp_path: Path, aut
 def modules_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Where remote code would be copied to, were it taken."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to which Transformers adds the folder
 
 
 @pytest.fixture

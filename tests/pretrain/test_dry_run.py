@@ -55,17 +55,14 @@ def test_prepared_data_and_a_run_to_resume_are_found(
     ("changes", "message"),
     [
         ({"data": "missing.txt"}, "missing.txt: no such file or folder"),
-        ({"tokenizer": "missing/tokenizer"}, "missing/tokenizer"),
+        ({"tokenizer": "no/such/tokenizer"}, "no/such/tokenizer"),
         ({"init_from": "missing"}, "init_from: missing is no folder, and cannot be loaded from the Hub"),
         ({"model": {"hidden_size": 33}}, "model: hidden_size (33) must be a multiple of num_attention_heads (2)"),
         ({"model_type": "roberto"}, "model_type: 'roberto' is no masked language model"),
         ({"vocab_size": 2**24, "model": {"hidden_size": 2**20}}, "lower vocab_size or the sizes in model"),
     ],
 )
-def test_what_would_end_the_run_is_said(
-    dry: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_what_would_end_the_run_is_said(dry: Callable, tmp_path: Path, changes: dict, message: str) -> None:
     code, _, errors = dry(**changes)
     assert (code, message in errors) == (2, True), errors
     assert not (tmp_path / "run").exists()

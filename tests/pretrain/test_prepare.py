@@ -235,6 +235,7 @@ def test_text_is_known_by_its_content(config: PretrainConfig, text: Path, tmp_pa
     assert "sun!" in " ".join(documents_of(other, "train"))
 
 
+@pytest.mark.slow
 def test_run_resumes_after_its_text_was_touched(
     build_config: Callable, sentences: Callable, train: Callable, tmp_path: Path
 ):
@@ -512,6 +513,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("num_proc", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_killed_preparation_goes_on_from_whole_shards(
     config: PretrainConfig,
     python: Callable,
@@ -675,6 +677,7 @@ def test_tokenizer_is_trained_on_a_bounded_sample(tmp_path: Path):
     assert of_first / sum(map(len, shares)) == pytest.approx(0.25, abs=0.01)
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_once(config: PretrainConfig, start: Callable, write_config: Callable, tmp_path: Path):
     path = write_config(config, tmp_path / "run.yaml")
     processes = [start("pretrain/prepare.py", path) for _ in range(2)]
@@ -707,6 +710,7 @@ def test_given_tokenizer(config: PretrainConfig, sentences: Callable, tmp_path: 
 
 
 @pytest.mark.parametrize(("kilobytes", "whole"), [pytest.param(8, 0, marks=pytest.mark.slow), (60, 1)])
+@pytest.mark.slow
 def test_full_disk_while_preparing(
     config: PretrainConfig, small_disk: Callable, write_config: Callable, tmp_path: Path, kilobytes: int, whole: int
 ):

@@ -117,6 +117,7 @@ def test_fine_tuning(script: Callable, folder: Path, tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_luna_needs_no_code(python: Callable, folder: Path, tmp_path: Path):
     """In a process that has loaded no model yet."""
     change(folder / "config.json", model_type="luna")

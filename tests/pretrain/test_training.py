@@ -79,6 +79,7 @@ def test_accumulation_does_not_change_the_curve(reference, curve_config: Callabl
 @pytest.mark.parametrize(
     "accumulation", [pytest.param(1, marks=pytest.mark.slow), 2], ids=lambda steps: f"{steps}_accumulation_steps"
 )
+@pytest.mark.slow
 def test_two_processes_do_not_change_the_curve(
     reference: list[dict],
     curve_config: Callable,
@@ -96,6 +97,7 @@ def test_two_processes_do_not_change_the_curve(
 
 
 @pytest.mark.parametrize("kind", [True, "selective"])
+@pytest.mark.slow
 def test_gradient_checkpointing_does_not_change_the_curve(
     kind: bool | str, build_config: Callable, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -134,6 +136,7 @@ def test_compiling_does_not_change_the_curve(
     assert_same_curve(metrics, expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32(reference: list[dict], curve_config: Callable, train: Callable, tmp_path: Path):
     metrics = train(curve_config(tmp_path / "run", mixed_precision="bf16"))
     assert losses(metrics) != losses(reference)
@@ -147,6 +150,7 @@ def test_workers_do_not_change_the_curve(
     assert losses(train(curve_config(tmp_path / "run", dataloader_num_workers=2))) == losses(reference)
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_end(
     build_config: Callable, python: Callable, train: Callable, write_config: Callable, tmp_path: Path
 ):
@@ -330,6 +334,7 @@ def test_last_good_checkpoint_is_one_of_good_weights(
     assert json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_checkpoint_that_is_not_finite_is_not_gone_on_from(
     build_config: Callable, train: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.speed import case as speed_case
-from benchmarks.speed import speed
+from benchmarks.speed import measuring, speed
 from benchmarks.speed.case import Case, is_out_of_memory, measure
 from benchmarks.speed.limited_process import OUT_OF_TIME
 from benchmarks.speed.models import PEERS
@@ -57,6 +57,7 @@ def test_a_call_writes_a_record_and_goes_on_with_it(
 
 @pytest.mark.parametrize("model", ["luna-16", *PEERS])
 @pytest.mark.parametrize("head", [True, False], ids=["head", "no head"])
+@pytest.mark.slow
 def test_every_model_trains_and_infers(model: str, head: bool):
     trained = measure(Case(model, **TINY, head=head, dropout=0.1))
     assert all(len(times) == 1 and times[0] > 0 for times in trained["seconds"].values())
@@ -154,9 +155,9 @@ def test_the_process_of_a_case_is_told_of_the_products(monkeypatch: pytest.Monke
         commands.append(json.loads(command[-1]))
         return None, '{"outcome": "measured", "loss": 1.0}'
 
-    monkeypatch.setattr(speed, "run_limited", run)
+    monkeypatch.setattr(measuring, "run_limited", run)
     (case,) = cases_of("--models", "roberta", "--lengths", "64", "--peers_fast")
-    assert speed.run_case(case, 0, 1.0, None).case.peers_fast
+    assert measuring.run_case(case, 0, 1.0, None).case.peers_fast
     assert commands[0]["peers_fast"] is True and Case(**commands[0]) == case
 
 

@@ -584,6 +584,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubStandIn, 
     assert running.unknown_requests == []
 
 
+@pytest.mark.slow
 def test_glue_of_the_hub_has_the_rows_of_the_files(hub: tuple[HubStandIn, Path], tmp_path: Path) -> None:
     running, glue = hub
     names = (*GLUE, "ax")

@@ -153,6 +153,7 @@ def test_the_same_again_bit_by_bit(run: Callable, folder: Path, tmp_path: Path):
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 
+@pytest.mark.slow
 def test_rows_are_tokenised_once_for_all_seeds(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Also for other settings and for fresh weights; the results are those of cells that tokenise on their own."""
     encoded: dict = {}
@@ -211,6 +212,7 @@ def test_mnli_has_two_validation_splits_and_diagnostics(run: Callable, folder: P
 
 
 @pytest.mark.parametrize("model", ["luna", "bert"])
+@pytest.mark.slow
 def test_multiple_choice(run: Callable, model: str, tmp_path: Path):
     """The right choice is the one with the word of the question."""
     labels = ("A", "B", "C")
@@ -348,6 +350,7 @@ def test_steps_and_the_last_evaluation(run: Callable):
     assert result["steps"] == 6 and [entry["step"] for entry in result["history"]] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_warm_up_longer_than_the_training_is_said(run: Callable, capsys: pytest.CaptureFixture):
     note = "warmup_steps is 7, but the training has 6 steps: it ends below the learning rate 0.001"
     assert note in run("rte", max_steps=6, warmup_steps=7.0)["notes"]
@@ -387,6 +390,7 @@ def test_fields_of_the_model(run: Callable, tmp_path: Path):
 
 
 @pytest.mark.parametrize("encoder", ["luna", "roberta", "bert", "modernbert"])
+@pytest.mark.slow
 def test_transfer_takes_the_encoder_and_not_the_head(run: Callable, folder: Path, tmp_path: Path, encoder: str):
     run("mnli", encoder, into="mnli", max_steps=2)
     source = tmp_path / "mnli" / "model"

@@ -175,6 +175,7 @@ def read_files(run: Path, step: int) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("optimizer, kind", [("stable_adamw", "exponential"), ("adamw", "stage")])
+@pytest.mark.slow
 def test_a_run_saves_the_average_and_goes_on_with_it(
     build_config: Callable, train: Callable, tmp_path: Path, optimizer: str, kind: str
 ):

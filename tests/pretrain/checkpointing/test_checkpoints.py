@@ -43,6 +43,7 @@ def steps(folder: Path) -> list[int]:
     return [int(path.name.removeprefix("checkpoint-")) for path in find_checkpoints(folder)]
 
 
+@pytest.mark.slow
 def test_saved_model_fills_masks_in_a_fresh_process(run: Callable, train: Callable, python: Callable, tmp_path: Path):
     metrics = train(run())
     weights = [tmp_path / folder / "model.safetensors" for folder in ("checkpoint-12", "model")]
@@ -86,6 +87,7 @@ def evaluate_as_run_mlm_does(folder: Path, rows: list[dict], output_dir: Path) -
     return trainer.evaluate(), found[0]
 
 
+@pytest.mark.slow
 def test_saved_model_under_the_trainer_of_transformers(run: Callable, train: Callable, tmp_path: Path):
     """What the run wants of its model, logits at the predicted tokens alone, is not what is saved."""
     train(run(model={"sparse_prediction": True}, max_steps=4, warmup_steps=2, weight_averaging="exponential"))
@@ -130,6 +132,7 @@ def test_run_with_sparse_prediction_goes_on_as_if_not_stopped(run: Callable, tra
     assert losses(config) == whole
 
 
+@pytest.mark.slow
 def test_each_checkpoint_holds_model_tokenizer_card_and_progress(run: Callable, train: Callable, tmp_path: Path):
     train(run(save_total_limit=None))
     assert steps(tmp_path) == [4, 8, 12]
@@ -160,11 +163,13 @@ def test_umask_decides_who_may_read(run: Callable, train: Callable, tmp_path: Pa
     assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
+@pytest.mark.slow
 def test_old_checkpoints_are_deleted_over_the_limit(run: Callable, train: Callable, tmp_path: Path):
     train(run(save_total_limit=2))
     assert steps(tmp_path) == [8, 12]
 
 
+@pytest.mark.slow
 def test_multiples_of_keep_every_and_the_best_checkpoint_stay(run: Callable, train: Callable, tmp_path: Path):
     metrics = train(run(max_steps=32, save_total_limit=1, keep_every=12, learning_rate=2e-2, eval_steps=8))
     losses = {record["step"]: record["validation_loss"] for record in metrics if "validation_loss" in record}
@@ -172,6 +177,7 @@ def test_multiples_of_keep_every_and_the_best_checkpoint_stay(run: Callable, tra
     assert steps(tmp_path) == sorted({12, 24, 32, best})
 
 
+@pytest.mark.slow
 def test_partial_checkpoint_is_ignored_and_replaced(run: Callable, train: Callable, tmp_path: Path, capsys):
     expected = train(run())
     shutil.rmtree(tmp_path / "checkpoint-8")
@@ -197,6 +203,7 @@ def test_run_on_text_that_has_changed_is_refused(run: Callable, train: Callable,
         train(config)
 
 
+@pytest.mark.slow
 def test_saved_tokenizer_has_the_row_length_of_its_run(build_config: Callable, train: Callable, tmp_path: Path):
     """Both runs share prepared data, which do not depend on the length of rows."""
     for length in (16, 32):
@@ -204,6 +211,7 @@ def test_saved_tokenizer_has_the_row_length_of_its_run(build_config: Callable, t
         assert load_tokenizer(str(tmp_path / str(length) / "model")).model_max_length == length
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_done_are_refused(run: Callable, train: Callable):
     train(run(max_steps=6))
     with pytest.raises(ResumeError, match=r"has done 6 steps, more than max_steps .* allow \(5\)"):
@@ -238,6 +246,7 @@ def test_signal_makes_a_checkpoint_and_ends_the_run(
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == step
 
 
+@pytest.mark.slow
 def test_signal_during_preparation_ends_the_run_at_once(
     run: Callable, start: Callable, sentences: Callable, write_config: Callable, tmp_path: Path
 ):
@@ -282,6 +291,7 @@ def test_best_step_is_that_of_a_checkpoint(run: Callable, train: Callable, tmp_p
     assert steps(tmp_path) == [30]
 
 
+@pytest.mark.slow
 def test_limit_of_time_makes_a_checkpoint_and_the_run_goes_on(run: Callable, train: Callable, tmp_path: Path):
     expected = train(run(output_dir=str(tmp_path / "whole")))
     for step in (3, 6):  # the request of the first step is known when the third begins
@@ -291,6 +301,7 @@ def test_limit_of_time_makes_a_checkpoint_and_the_run_goes_on(run: Callable, tra
     assert [(r["step"], r.get("loss")) for r in metrics] == [(r["step"], r.get("loss")) for r in expected]
 
 
+@pytest.mark.slow
 def test_stops_leave_no_trace_in_the_metrics(run: Callable, train: Callable, tmp_path: Path):
     """Neither a record of their own nor a mean over fewer steps, wherever they come: here at 3, 6 and 9."""
     values = {"logging_steps": 5, "save_steps": 0, "eval_steps": 6, "model": {"hidden_dropout_prob": 0.1}}
@@ -316,6 +327,7 @@ def test_folder_of_a_run_that_goes_on_is_refused(run: Callable, train: Callable,
 @pytest.mark.parametrize(
     "kilobytes", [pytest.param(120, marks=pytest.mark.slow), 400, pytest.param(560, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_full_disk_while_saving(
     build_config: Callable, small_disk: Callable, write_config: Callable, tmp_path: Path, kilobytes: int
 ):

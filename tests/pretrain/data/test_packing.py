@@ -237,6 +237,7 @@ def test_arguments_of_validation_rows_have_boundaries_too(prepared: tuple):
 
 
 @pytest.mark.parametrize("packing", ["full_sentences", "best_fit"])
+@pytest.mark.slow
 def test_training_on_a_packing(prepared: tuple, build_config: Callable, train: Callable, tmp_path: Path, packing: str):
     config, _ = prepared
     changes = {"data": config.data, "prepared_dir": config.prepared_dir, "packing": packing}

@@ -97,6 +97,7 @@ def used(config: PretrainConfig) -> str:
 
 
 @pytest.mark.parametrize("packing", get_args(Packing))
+@pytest.mark.slow
 def test_flipped_bytes_never_give_other_rows(config: PretrainConfig, tmp_path: Path, packing: str):
     """A file of each kind, digits and other bytes, with size and time kept, as by a disk."""
     config.packing = packing
@@ -168,6 +169,7 @@ def test_manifest_of_other_data_is_not_believed(config: PretrainConfig, capsys: 
     assert "is damaged and is mended: manifest.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_preparation_that_goes_on_believes_no_flipped_byte(
     config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -202,6 +204,7 @@ def test_shards_of_other_data_are_taken_over_only_whole(config: PretrainConfig, 
         assert digest_of_rows(prepare(config), "stream") == expected
 
 
+@pytest.mark.slow
 def test_damaged_shard_is_named_by_a_run_and_mended_by_the_next(
     build_config: Callable, sentences: Callable, write_config: Callable, script: Callable, tmp_path: Path
 ):

@@ -92,6 +92,7 @@ def test_reads_compressed_files_also_of_several_parts(tmp_path: Path, name: str,
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.slow
 def test_compressed_text_longer_than_any_buffer_is_whole(tmp_path: Path, compression: str) -> None:
     lines = [f"line {number} of the file" for number in range(100_000)]
     file = write(tmp_path / f"a.txt{compression}", COMPRESSIONS[compression]("\n".join(lines).encode()))
@@ -470,6 +471,7 @@ def test_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert hashed == ["a.txt", "b.txt", "a.txt", "a.txt", "b.txt"]
 
 
+@pytest.mark.slow
 def test_python_docs_is_a_source() -> None:
     document = next(read_documents(Source("python-docs"), 1))
     assert document["name"].startswith("stdlib:")
@@ -533,6 +535,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubStandIn]:
     assert running.unknown_requests == []
 
 
+@pytest.mark.slow
 def test_reads_datasets_of_the_hub(hub: HubStandIn, tmp_path: Path) -> None:
     plain, by_old_name, validation, config, slice_ = read_in_process(
         hub.environment(tmp_path / "home"),
@@ -551,6 +554,7 @@ def test_reads_datasets_of_the_hub(hub: HubStandIn, tmp_path: Path) -> None:
     assert plain[1] != validation[1] != slice_[1]
 
 
+@pytest.mark.slow
 def test_what_was_read_once_is_read_without_the_hub(hub: HubStandIn, tmp_path: Path) -> None:
     source = {"path": "org/plain"}
     online = read_in_process(hub.environment(tmp_path / "home"), tmp_path, source)
@@ -571,6 +575,7 @@ def test_what_was_read_once_is_read_without_the_hub(hub: HubStandIn, tmp_path: P
     )
 
 
+@pytest.mark.slow
 def test_what_can_be_wrong_with_a_dataset_of_the_hub(hub: HubStandIn, tmp_path: Path) -> None:
     results = read_in_process(
         hub.environment(tmp_path / "home"),
@@ -611,6 +616,7 @@ def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_models_of_the_stand_in_load_like_those_of_the_hub(tmp_path: Path) -> None:
     write(tmp_path / "models/org/tiny/config.json", '{"model_type": "bert", "hidden_size": 12}')
     script = "from transformers import AutoConfig; print(AutoConfig.from_pretrained('org/tiny').hidden_size)"

@@ -103,6 +103,7 @@ def ended_within(run: Path, seconds: float) -> bool:
 # The whole of it.
 
 
+@pytest.mark.slow
 def test_each_checkpoint_is_a_commit_and_a_tag(
     build_config: Callable, train: Callable, hub: HubStandIn, tmp_path: Path
 ):
@@ -314,6 +315,7 @@ def test_hub_that_is_down_at_the_start_is_found_later(
     assert "not uploaded:" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run_behind_a_wall_leaves_its_checkpoints_to_be_uploaded_later(
     build_config: Callable, train: Callable, hub: HubStandIn, tmp_path: Path, monkeypatch, capsys
 ):
@@ -335,6 +337,7 @@ def test_run_behind_a_wall_leaves_its_checkpoints_to_be_uploaded_later(
     assert list(hub.repository(ID).tags) == ["step-5", "step-10", "final"]
 
 
+@pytest.mark.slow
 def test_upload_that_hangs_blocks_neither_the_steps_nor_the_end(
     build_config: Callable, train: Callable, hub: HubStandIn, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

@@ -218,6 +218,7 @@ def test_what_cannot_be_changed(
 
 
 @pytest.mark.parametrize("vocabulary", ["the same", "another"])
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_saved_model_with_other_texts(
     build_config: Callable, train: Callable, sentences: Callable, tmp_path: Path, capsys, vocabulary: str
 ):

@@ -132,6 +132,7 @@ def test_run_of_another_architecture(roberta: Callable, train: Callable, tmp_pat
     assert model.config.pad_token_id == tokenizer.pad_token_id == 1
 
 
+@pytest.mark.slow
 def test_resumed_run_is_the_same(roberta: Callable, train: Callable, tmp_path: Path):
     config = roberta(save_steps=10)
     whole = [record for record in train(config) if "loss" in record]

@@ -182,6 +182,7 @@ def status(run: Path) -> dict:
     return json.loads((run / "status.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_run_that_loses_a_worker_goes_on(
     run: Callable, script: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -164,6 +164,7 @@ def test_the_rate_is_a_function_of_step_and_time(build: Callable):
     assert schedule.learning_rate(999_999_999, 0.0) == pytest.approx(PEAK / 1e9, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_run_in_tokens_ends_with_the_step_that_reaches_them(build_config: Callable, train: Callable, tmp_path: Path):
     """With the ramp of the batch size, under which tokens are not proportional to steps."""
     changes = {"max_steps": None, "warmup_steps": None, "batch_size_start": 4, "batch_size_ramp_steps": 6}
@@ -180,6 +181,7 @@ def test_a_run_in_tokens_ends_with_the_step_that_reaches_them(build_config: Call
     assert metrics[-1]["step"] == 11 and metrics[-1]["validation_loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_in_hours_ends_by_itself_and_goes_on_for_longer(
     build_config: Callable, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):

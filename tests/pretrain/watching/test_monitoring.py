@@ -401,6 +401,7 @@ def test_a_run_that_becomes_slow_is_said_once(build_monitor: Callable, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_metrics_of_a_run_and_its_resume(build_config: Callable, train: Callable, tmp_path: Path):
     config = build_config(tmp_path / "whole", max_steps=8, eval_steps=4, save_steps=4, logging_steps=2)
     whole = train(config)

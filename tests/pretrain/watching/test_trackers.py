@@ -202,6 +202,7 @@ def test_steps_done_again_are_not_sent_twice(start: Callable, recorders: dict[st
 
 
 @needs("tensorboard")
+@pytest.mark.slow
 def test_tensorboard_shows_each_step_once(build_config: Callable, train: Callable, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
