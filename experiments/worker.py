@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
+from common.checksums import find_change
 from common.durations import duration
 from common.errors import UserError, is_disk_full, printable
 from experiments.cell_folder import ERROR, MODEL
@@ -191,6 +192,13 @@ class Worker:
         if not (best.folder / MODEL).is_dir():
             raise UserError(
                 f"the {cell.init_from_task} model to start from was not kept: delete {best.folder} to make it again."
+            )
+        assert best.result is not None
+        change = find_change(best.folder / MODEL, best.result.get("weights", {}))  # none in those of earlier versions
+        if change:
+            raise UserError(
+                f"the {cell.init_from_task} model to start from, {best.folder / MODEL}, is another one than was "
+                f"trained: {change}. Delete {best.folder} to make it again."
             )
         return best.folder / MODEL
 
