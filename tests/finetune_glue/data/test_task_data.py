@@ -213,7 +213,7 @@ def test_test_files_of_a_description_may_have_no_labels_or_be_missing(tmp_path: 
         ("a.csv", "review,stars\na,1\n".encode("utf-32"), "PATH: the text is UTF-32LE, not UTF-8. Convert it: <"),
         (
             "a.csv.gz",
-            gzip.compress("review,stars\na,1\n".encode("utf-16-le")),
+            gzip.compress("review,stars\na,1\n".encode("utf-16-le"), mtime=0),
             "PATH: the text is UTF-16LE, not UTF-8. Convert it: gzip -dc PATH | iconv -f UTF-16LE",
         ),
         ("a.tsv", b"\xfe\xff\0r\0\n", "PATH: the text is UTF-16BE, not UTF-8."),
