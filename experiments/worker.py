@@ -119,11 +119,13 @@ class Worker:
         loss = cell.loss()
         if loss is None:
             return False
-        what = "the process that ran it was killed"
         if loss:
             began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(loss["time"]))
-            what = f"process {loss['process']} on {loss['host']} began it at {began} and was killed"
-        self.say(f"{cell} was lost: {what}")
+            self.say(
+                f"{cell} was lost: process {loss['process']} on {loss['host']} began it at {began} and was killed"
+            )
+        else:
+            self.say(f"{cell} was lost: the process that ran it was killed")
         if self._losses(cell) < MOST_LOSSES:
             return False
         cell.fail("two processes that ran it were killed; perhaps the memory did not suffice.")

@@ -10,7 +10,7 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("modeling_luna", "common", "pretrain", "evaluation", "finetune_glue")
+FOLDERS = ("modeling_luna", "common", "pretrain", "evaluation", "experiments", "finetune_glue")
 GAP = "\0"  # in place of a value in an f-string
 MESSAGE = re.compile(r"^\| `([^`]+)`", re.MULTILINE)  # at the start of a row
 
