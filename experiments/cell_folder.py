@@ -20,7 +20,7 @@ NUMBER = (int, float)
 FIELDS: dict[str, type | tuple[type, ...]] = {"metrics": dict, "score": NUMBER, "hyperparameters": dict}
 FURTHER_FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("seconds", "tokens_per_second", "num_parameters"), NUMBER),
-    **dict.fromkeys(("rows", "truncated", "versions", "made_from", "predictions"), dict),
+    **dict.fromkeys(("rows", "truncated", "versions", "made_from", "predictions", "weights"), dict),
 }
 
 

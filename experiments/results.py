@@ -186,7 +186,7 @@ def read_results(
         number = seed.removeprefix(SEED)
         if task_name not in known:
             unknown.add(task_name)
-        elif number.isdecimal():
+        elif number.isascii() and number.isdecimal():
             run, reason = _read_run(int(number), folder, outdated)
             if reason and folder not in planned:
                 left_out.setdefault(reason, []).append(folder)

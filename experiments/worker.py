@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 
+from common.checksums import find_change
 from common.durations import duration
 from common.errors import UserError, is_disk_full, printable
 from experiments.cell_folder import ERROR, MODEL
@@ -118,11 +119,13 @@ class Worker:
         loss = cell.loss()
         if loss is None:
             return False
-        what = "the process that ran it was killed"
         if loss:
             began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(loss["time"]))
-            what = f"process {loss['process']} on {loss['host']} began it at {began} and was killed"
-        self.say(f"{cell} was lost: {what}")
+            self.say(
+                f"{cell} was lost: process {loss['process']} on {loss['host']} began it at {began} and was killed"
+            )
+        else:
+            self.say(f"{cell} was lost: the process that ran it was killed")
         if self._losses(cell) < MOST_LOSSES:
             return False
         cell.fail("two processes that ran it were killed; perhaps the memory did not suffice.")
@@ -191,6 +194,13 @@ class Worker:
         if not (best.folder / MODEL).is_dir():
             raise UserError(
                 f"the {cell.init_from_task} model to start from was not kept: delete {best.folder} to make it again."
+            )
+        assert best.result is not None
+        change = find_change(best.folder / MODEL, best.result.get("weights", {}))  # none in those of earlier versions
+        if change:
+            raise UserError(
+                f"the {cell.init_from_task} model to start from, {best.folder / MODEL}, is another one than was "
+                f"trained: {change}. Delete {best.folder} to make it again."
             )
         return best.folder / MODEL
 

@@ -371,7 +371,7 @@ class PretrainConfig:
 
 def _seconds(key: str, time: str) -> float:
     """The seconds of HH:MM:SS."""
-    match = re.fullmatch(r"(\d{1,6}):([0-5]\d):([0-5]\d)", time)
+    match = re.fullmatch(r"([0-9]{1,6}):([0-5][0-9]):([0-5][0-9])", time)
     if match is None:
         raise ConfigurationError(
             f"{key} is {shown(time)}: it must have the form HH:MM:SS, such as 11:30:00, with six digits of hours at "

@@ -70,7 +70,7 @@ def read_lengths(path: Path) -> list[int]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--lengths_file: {path} cannot be read ({error}).") from error
     for number, line in enumerate(lines, start=1):
-        if not line.strip().isdecimal() or int(line) == 0:
+        if not (line.isascii() and line.strip().isdecimal()) or int(line) == 0:
             raise UserError(
                 f"--lengths_file: {path}, line {number}: {line!r} is no number of tokens. Write one of at least 1 a "
                 "line, for each document."

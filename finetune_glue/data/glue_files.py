@@ -179,7 +179,7 @@ def _columns(task: Task, layout: Layout, path: Path, first: list[str]) -> tuple[
 
 
 def _index(path: Path, number: int, text: str) -> int:
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal()):
         raise UserError(f"{path}, line {number}: the index is {text!r}, but must be a whole number.")
     return int(text)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import modeling_luna
+from common.checksums import digests
 from common.contents import digest_of_files
 from common.errors import UserError
 from common.files import remove_folder, write_folder, write_text
@@ -26,7 +27,7 @@ from finetune_glue.training.cell_trainer import CellTrainer, Log, Steps
 from finetune_glue.training.metrics import check_metrics, evaluate, is_constant, predicted, score
 from finetune_glue.training.model_names import UNTRAINED
 from finetune_glue.training.settings import Hyperparameters
-from finetune_glue.training.starting_model import StartingModel, load_starting_model, loaded_content
+from finetune_glue.training.starting_model import WEIGHTS, StartingModel, load_starting_model, loaded_content
 
 
 LOG = "log.jsonl"
@@ -127,6 +128,8 @@ def run_cell(
             result["predictions"][name] = digest_of_files([path])
         if save_model:
             write_folder(cell.folder / MODEL, lambda folder: _save(start, folder))
+            written = digests(cell.folder / MODEL)
+            result["weights"] = {name: digest for name, digest in written.items() if name.endswith(WEIGHTS)}
         result["seconds"] = round(time.perf_counter() - started, 3)
         result = cell.finish(result)
     return result

@@ -97,5 +97,5 @@ def newest_whole(run: Path, on_bad_checkpoint: str, say: Callable[[str], object]
 
 def step_of(folder: Path) -> int:
     """The step of a checkpoint, 0 for what is none."""
-    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    match = re.fullmatch(r"checkpoint-([0-9]+)", folder.name)
     return int(match[1]) if match else 0

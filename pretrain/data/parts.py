@@ -63,7 +63,9 @@ class Part:
 
     def _numbers(self) -> list[int]:
         """The numbers of the shards that have a record."""
-        return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdecimal())
+        return sorted(
+            int(path.stem) for path in self.folder.glob("*.json") if path.stem.isascii() and path.stem.isdecimal()
+        )
 
     def records(self) -> dict[int, dict]:
         """The records of the shards, by their numbers.

@@ -82,7 +82,7 @@ def waiting(run: Path) -> list[Path]:
     """The snapshots in a run's outbox in the order in which they were queued."""
     snapshots = []
     for path in (run / OUTBOX).glob("*"):
-        match = re.fullmatch(rf"step-(\d+)|{FINAL}", path.name)
+        match = re.fullmatch(rf"step-([0-9]+)|{FINAL}", path.name)
         if match:
             with suppress(FileNotFoundError):  # it has just been uploaded
                 snapshots.append((path.stat().st_mtime_ns, int(match[1] or sys.maxsize), path))

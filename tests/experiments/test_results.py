@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -153,6 +154,13 @@ def test_a_result_that_was_edited_does_not_count(
     assert f"{path} {message}: its cell counts as missing and is run again" in capsys.readouterr().out
     write_result(path.parent, {key: value for key, value in content.items() if key != "xxh3"})
     assert len(read_results(tmp_path, SUITE).groups[0].finished) == 1
+
+
+def test_digits_of_another_script_are_no_seed(tmp_path: Path):
+    folder = write_cell(tmp_path, "rte", 1, {"accuracy": 0.6})
+    shutil.copytree(folder, folder.with_name("seed-٣"))
+    (group,) = read_results(tmp_path, SUITE).groups
+    assert [run.seed for run in group.runs] == [1]
 
 
 def test_order_of_models_and_tasks(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -15,6 +15,7 @@ import pytest
 from cell_folders import edit_result
 from small_experiments import Values, finish, planned
 
+from common.checksums import digests
 from common.config.yaml_config import ConfigurationError
 from common.errors import UserError
 from experiments import worker
@@ -241,6 +242,23 @@ def test_transfer_starts_from_the_best_model_of_mnli(train: Training, tmp_path: 
     started = {(call[0], call[1]): call[4] for call in train.calls}
     assert started["rte", "b"] == tmp_path / "cells/b/mnli/default/seed-2" / MODEL
     assert started["cola", "b"] is None and started["mnli", "a"] is None
+
+
+def test_transfer_does_not_start_from_other_weights_than_were_trained(train: Training, tmp_path: Path, capsys):
+    def saving(cell: Cell, *arguments) -> dict:
+        (cell.folder / MODEL).mkdir(parents=True)
+        (cell.folder / MODEL / "model.safetensors").write_bytes(b"trained")
+        return cell.finish({"score": 0.5, "seconds": 2.0, "metrics": {}, "weights": digests(cell.folder / MODEL)})
+
+    run_cells(planned(tmp_path, ["mnli"], ["a"], seeds=1), saving)
+    mnli, rte = cells = planned(tmp_path, ["mnli", "rte"], ["a"], seeds=1, transfer={"rte": "mnli"})
+    weights = mnli.folder / MODEL / "model.safetensors"
+    weights.write_bytes(b"another")
+    run_cells(cells, train)
+    assert train.calls == [] and "model.safetensors is not as it was written. Delete" in capsys.readouterr().out
+    weights.write_bytes(b"trained")
+    run_cells(cells, train)
+    assert [call[0] for call in train.calls] == ["rte"] and rte.result() is not None
 
 
 def test_transfer_without_a_model_of_mnli(train: Training, tmp_path: Path, capsys: pytest.CaptureFixture):

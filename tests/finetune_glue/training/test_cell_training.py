@@ -21,6 +21,7 @@ from tiny_masked_models import ARCHITECTURES, build, build_wordpiece, save, trai
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from benchmarks.finetuning import measure_speed
+from common.checksums import hash_file
 from common.errors import UserError
 from experiments.cells import Cell
 from finetune_glue.data.encoding import encode
@@ -105,6 +106,7 @@ def test_what_a_cell_learns_and_leaves(run: Callable, folder: Path, tmp_path: Pa
     result = run("rte", options={"on_progress": lambda *steps: progress.append(steps)}, **LEARNS)
     assert result["score"] == result["metrics"]["validation"]["accuracy"] > 0.9
     assert result["steps"] == 70
+    assert result["weights"] == {"model.safetensors": hash_file(tmp_path / "cell" / "model" / "model.safetensors")}
     assert [steps for what, *steps in progress if what == "training"] == [[step, 70] for step in range(1, 71)]
     assert {what for what, *_ in progress} == {
         *("loading the model", "training", "evaluation"),

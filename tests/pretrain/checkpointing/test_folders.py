@@ -9,7 +9,14 @@ from pretrain.checkpointing.folders import ResumeError, find_checkpoints, find_d
 
 
 def test_checkpoints_are_ordered_by_step(tmp_path: Path):
-    for name in ("checkpoint-900", "checkpoint-1000", "checkpoint-20", "checkpoint-5000.partial", "checkpoint-x"):
+    for name in (
+        "checkpoint-900",
+        "checkpoint-1000",
+        "checkpoint-20",
+        "checkpoint-5000.partial",
+        "checkpoint-x",
+        "checkpoint-٩٩",
+    ):
         (tmp_path / name).mkdir()
     assert [path.name for path in find_checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-900", "checkpoint-1000"]
 
