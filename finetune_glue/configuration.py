@@ -51,7 +51,7 @@ class GlueConfig:
     """Cells that run at once, each on a device of its own where there are several."""
     per_device_train_batch_size: Annotated[int | None, Range(1, math.inf)] = None
     """Rows that a device takes at once at most; null: all its share."""
-    mixed_precision: Literal["bf16", "no"] | None = None
+    mixed_precision: Literal["no", "bf16"] | None = None
     """bf16 or no; null: as the launcher says."""
 
     # What is kept

@@ -134,6 +134,7 @@ def test_long_scoring_says_how_far_it_is(
     assert " left" not in output
 
 
+@pytest.mark.slow
 def test_models_beside_it_change_no_number(evaluate: Callable, folders: dict, corpus: Path, pairs: Path):
     arguments = ("--data", corpus, "--minimal_pairs", pairs, "--batch_size", 5)
     alone = evaluate(folders["luna"], *arguments)[2]["models"][0]
@@ -213,6 +214,7 @@ def test_default_length_is_the_shortest(
     assert f"- short: {corpus}: it takes rows of 24 tokens at most" in printed
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_model_stops_no_other(
     evaluate: Callable, folders: dict, lines: list[str], corpus: Path, pairs: Path, tmp_path: Path, monkeypatch
 ):
@@ -363,6 +365,7 @@ def test_longformer(evaluate: Callable, lines: list[str], corpus: Path, tmp_path
         assert results[0]["data"][str(corpus)][key] == pytest.approx(results[1]["data"][str(corpus)][key], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_of_another_language_costs_the_others_no_word(
     evaluate: Callable, folders: dict, corpus: Path, tmp_path: Path
 ):
@@ -380,6 +383,7 @@ def test_a_tokenizer_of_another_language_costs_the_others_no_word(
     assert code == 1 and not results["models"][0]["data"]
 
 
+@pytest.mark.slow
 def test_big_bird_goes_back_to_sparse_attention(evaluate: Callable, lines: list[str], corpus: Path, tmp_path: Path):
     """Transformers switches it off for good at the first short batch."""
     tokenizer = train_bpe(lines)

@@ -83,6 +83,7 @@ def test_a_picture_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("models", "tasks", "seeds"), [(1, 1, 1), (6, 1, 5), (2, 3, 2), (6, 9, 5), (9, 9, 1)])
+@pytest.mark.slow
 def test_no_texts_overlap(tmp_path: Path, drawn: list, models: int, tasks: int, seeds: int):
     names = [f"a-model-of-the-number-{number}" for number in range(models)]
     write_run(tmp_path, names, list(GLUE[:tasks]), seeds)

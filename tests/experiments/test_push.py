@@ -127,6 +127,7 @@ def test_passing_failures_are_tried_again(hub: HubStandIn, run_folder: Path, how
         assert hub.repository(f"tester/luna-{task}").head().files == files_of(model)
 
 
+@pytest.mark.slow
 def test_lasting_failures_are_told_and_the_next_call_mends_them(hub: HubStandIn, run_folder: Path):
     hub.fail("POST .*luna-cola/commit/", status=503, times=None)
     failures, said = push(hub, run_folder)

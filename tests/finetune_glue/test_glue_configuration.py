@@ -107,7 +107,7 @@ def test_command_line_reaches_into_mappings(load):
         ("save_models: some", [], "save_models is 'some': it must be one of 'best', 'all', 'none'."),
         ("transfer: true\ntasks: rte", [], "transfer is True: it needs mnli among the tasks, and one of rte, mrpc"),
         ("transfer: true\nsave_models: none", [], "save_models is 'none': it must be best or all where transfer"),
-        ("mixed_precision: fp16", [], "mixed_precision is 'fp16': it must be one of 'bf16', 'no', null."),
+        ("mixed_precision: fp16", [], "mixed_precision is 'fp16': it must be one of 'no', 'bf16', null."),
     ],
 )  # fmt: skip
 def test_what_cannot_be(load, lines: str, arguments: list[str], message: str):

@@ -173,6 +173,7 @@ def test_other_weights_in_the_same_folder_are_fine_tuned_anew(
     assert "2 of 2 cells are finished already" in run("--mixed_precision", "bf16")
 
 
+@pytest.mark.slow
 def test_one_bad_task_shows_in_table_and_exit_code(
     arguments: Callable, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

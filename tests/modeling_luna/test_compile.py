@@ -206,6 +206,7 @@ def test_recorded_outputs(tiny_model: Callable):
 @pytest.mark.parametrize(
     ("sparse", "use_reentrant"), [(False, None), (False, False), pytest.param(True, None, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_compiled_training_step(tiny_model: Callable, sparse: bool, use_reentrant: bool | None):
     model = tiny_model(LunaForMaskedLM, "sdpa", sparse_prediction=sparse).train()
     if use_reentrant is not None:
@@ -237,6 +238,7 @@ def labelled(batch: dict) -> dict:
     return batch | {"labels": input_ids.masked_fill(unlabelled, -100)}
 
 
+@pytest.mark.slow
 def test_one_graph_for_every_number_of_labels(tiny_model: Callable):
     fields = {"sparse_prediction": True, "conv_kernel_size": 3, "num_hidden_layers": 1}
     model = tiny_model(LunaForMaskedLM, "sdpa", **fields).train()

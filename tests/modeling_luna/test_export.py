@@ -117,6 +117,7 @@ def test_export_of_one_shape(tiny_model: Callable, variant: str, strict: bool):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_saved_program(tiny_model: Callable, tmp_path: Path):
     model = tiny_model(LunaForMaskedLM, "sdpa")
     example = batch_of("masked_lm", 4, 9)

@@ -62,6 +62,7 @@ def test_bad_file(config_file: Callable, script: Callable, tmp_path: Path, name:
     assert_nothing_whole(tmp_path)
 
 
+@pytest.mark.slow
 def test_bad_file_in_a_folder_of_good_ones(config_file: Callable, script: Callable, tmp_path: Path):
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -129,6 +130,7 @@ def test_tokenizer_that_is_not_there(config_file: Callable, script: Callable, tm
     assert_nothing_whole(tmp_path)
 
 
+@pytest.mark.slow
 def test_command_line_of_its_own_process(config_file: Callable, python: Callable, tmp_path: Path):
     (tmp_path / "broken.jsonl").write_text(LINES + "{\n", encoding="utf-8")
     finished = python("pretrain/run_mlm.py", config_file(data=str(tmp_path / "broken.jsonl")))

@@ -596,6 +596,7 @@ def test_sources_with_weights_share_what_they_have_in_common(
     np.testing.assert_array_equal(np.sort(order), np.arange(len(validation)))
 
 
+@pytest.mark.slow
 def test_training_on_sources_with_weights(
     build_config: Callable, corpus: Path, sentences: Callable, train: Callable, tmp_path: Path
 ):

@@ -144,6 +144,7 @@ def test_bfloat16_is_near_float32(reference: list[dict], curve_config: Callable,
     assert metrics[-1]["validation_loss"] == pytest.approx(reference[-1]["validation_loss"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_curve(
     reference: list[dict], curve_config: Callable, train: Callable, tmp_path: Path
 ):
@@ -206,6 +207,7 @@ def test_run_goes_on_with_another_number_of_processes(
         (run / "checkpoint-30").rename(tmp_path / f"checkpoint-30-{number}")
 
 
+@pytest.mark.slow
 def test_finished_run_started_again_trains_no_further(build_config: Callable, train: Callable, tmp_path: Path, capsys):
     config = build_config(tmp_path, max_steps=6, save_steps=3)
     first = train(config)
@@ -213,6 +215,7 @@ def test_finished_run_started_again_trains_no_further(build_config: Callable, tr
     assert "Going on from step 6 of 6" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_logged_rate_is_that_of_the_step(build_config: Callable, train: Callable, tmp_path: Path):
     config = build_config(tmp_path, max_steps=6, warmup_steps=2)
     metrics = train(config)

@@ -78,6 +78,7 @@ def test_asking_for_a_number_is_noticed(ask: Callable):
             ask(torch.ones(()))
 
 
+@pytest.mark.slow
 def test_run_waits_for_nothing_between_logs(
     build_config: Callable, train: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

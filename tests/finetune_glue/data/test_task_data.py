@@ -598,6 +598,7 @@ def test_glue_of_the_hub_has_the_rows_of_the_files(hub: tuple[HubStandIn, Path],
         assert (source, notes) == (f"nyu-mll/glue@{commit}", [])
 
 
+@pytest.mark.slow
 def test_other_data_sets_of_the_hub(hub: tuple[HubStandIn, Path], tmp_path: Path) -> None:
     running, _ = hub
     requests = [(str(CONFIGS / f"{name}.yaml"), "hub") for name in ("snli", "imdb", "race", "commonsenseqa")]
@@ -619,6 +620,7 @@ def test_other_data_sets_of_the_hub(hub: tuple[HubStandIn, Path], tmp_path: Path
     assert "label" not in questions[0]["test"][0]
 
 
+@pytest.mark.slow
 def test_a_revision_is_the_one_that_was_asked_for(hub: tuple[HubStandIn, Path], tmp_path: Path) -> None:
     running, _ = hub
     repository = running.repository("nyu-mll/glue", "datasets")
@@ -638,6 +640,7 @@ def test_a_revision_is_the_one_that_was_asked_for(hub: tuple[HubStandIn, Path], 
     assert "v9" in wrong.partition("loaded from the Hub: ")[2]
 
 
+@pytest.mark.slow
 def test_what_can_be_wrong_on_the_hub(hub: tuple[HubStandIn, Path], tmp_path: Path) -> None:
     running, _ = hub
     shared = {"problem": "classification", "text": "text", "labels": ["neg", "pos"], "hub": "stanfordnlp/imdb"}

@@ -141,6 +141,7 @@ def test_what_a_cell_learns_and_leaves(run: Callable, folder: Path, tmp_path: Pa
     assert len(predictions(cell / "predictions" / "test.tsv")) == 12
 
 
+@pytest.mark.slow
 def test_the_same_again_bit_by_bit(run: Callable, folder: Path, tmp_path: Path):
     """With dropout; another seed gives another head, order and result."""
     results = [run("cola", seed=seed, into=into) for into, seed in (("first", 1), ("second", 1), ("third", 2))]
@@ -190,6 +191,7 @@ def test_any_encoder_on_pairs_and_numbers(run: Callable, model: str, tmp_path: P
     assert len(numbers) == 12 and len(set(numbers)) > 1
 
 
+@pytest.mark.slow
 def test_a_regression_learns(run: Callable):
     result = run("stsb", **LEARNS)
     assert result["score"] > 0.8
@@ -269,6 +271,7 @@ def test_steps_are_those_of_a_bare_loop(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("task", ["rte", "stsb"])
+@pytest.mark.slow
 def test_accumulation_gives_the_same_curve(run: Callable, task: str, tmp_path: Path):
     for limit in (None, 3):
         # With so large an epsilon, gradients of another size give other steps.
@@ -326,6 +329,7 @@ def test_two_processes_give_the_same_curve(folder: Path, tmp_path: Path, task: s
 
 
 @pytest.mark.parametrize("best", [True, False])
+@pytest.mark.slow
 def test_the_best_evaluation_or_the_last(run: Callable, best: bool):
     """The first with the highest score, long before the end; its weights are those that are judged and saved."""
     result = run("cola", load_best_model_at_end=best, evaluations_per_epoch=2, **LEARNS)

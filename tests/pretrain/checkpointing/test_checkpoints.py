@@ -194,6 +194,7 @@ def test_partial_checkpoint_is_ignored_and_replaced(run: Callable, train: Callab
     assert [record.get("loss") for record in metrics] == [record.get("loss") for record in expected]
 
 
+@pytest.mark.slow
 def test_run_on_text_that_has_changed_is_refused(run: Callable, train: Callable, sentences: Callable, tmp_path: Path):
     text = sentences(tmp_path / "text.txt", documents=20)
     config = run(max_steps=5, data=str(text))
@@ -226,6 +227,7 @@ def test_checkpoint_of_another_model_is_refused(run: Callable, train: Callable, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.slow
 def test_signal_makes_a_checkpoint_and_ends_the_run(
     run: Callable, train: Callable, start: Callable, python: Callable, write_config: Callable, tmp_path: Path, number
 ):
@@ -283,6 +285,7 @@ def test_signal_to_the_launcher_of_two_processes(
         pass
 
 
+@pytest.mark.slow
 def test_best_step_is_that_of_a_checkpoint(run: Callable, train: Callable, tmp_path: Path):
     train(run(max_steps=30, save_steps=10, eval_steps=3, save_total_limit=1, learning_rate=2e-2))
     for step in steps(tmp_path):

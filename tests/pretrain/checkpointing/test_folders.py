@@ -33,6 +33,7 @@ def test_damaged_checkpoint_is_named(run: Callable, train: Callable, tmp_path: P
 @pytest.mark.parametrize(
     "name", ["config.json", "training_state/optimizer.safetensors", "training_state/progress.json"]
 )
+@pytest.mark.slow
 def test_flipped_byte_is_refused_and_passed_over_on_request(
     run: Callable, train: Callable, tmp_path: Path, capsys, name: str
 ):

@@ -33,6 +33,7 @@ def cell(card: str, name: str) -> str:
     return re.search(rf"^\| {re.escape(name)} \| (.*) \|$", card, re.MULTILINE)[1]
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_checkpoint(run: Path):
     metrics = read_metrics(run / "metrics.jsonl")
     losses = {record["step"]: record["validation_loss"] for record in metrics if "validation_loss" in record}
@@ -61,6 +62,7 @@ def test_figures_are_those_of_the_checkpoint(run: Path):
     assert (run / "model/README.md").read_text() == (run / "checkpoint-12/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_loss_whose_perplexity_is_no_number(run: Path):
     with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 13, "validation_loss": 4000.0}\n')

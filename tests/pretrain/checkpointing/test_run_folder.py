@@ -16,6 +16,7 @@ from pretrain.checkpointing.run_folder import FIXED, run_folder
     ("key", "value"),
     [("seed", 1), ("batch_size", 8), ("mask_probability", 0.2), ("max_length", 16), ("model", {"hidden_size": 16})],
 )
+@pytest.mark.slow
 def test_run_with_another_fixed_key_is_refused(run: Callable, train: Callable, tmp_path: Path, key: str, value):
     train(run(max_steps=5))
     before = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
@@ -26,6 +27,7 @@ def test_run_with_another_fixed_key_is_refused(run: Callable, train: Callable, t
     assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == before
 
 
+@pytest.mark.slow
 def test_keys_that_are_not_fixed_may_change(run: Callable, train: Callable, tmp_path: Path):
     train(run(max_steps=5))
     changes = {"max_steps": 8, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "eval_steps": 0}
@@ -36,6 +38,7 @@ def test_keys_that_are_not_fixed_may_change(run: Callable, train: Callable, tmp_
     assert stored == dataclasses.asdict(run(**changes))
 
 
+@pytest.mark.slow
 def test_change_of_another_key_is_told(run: Callable, train: Callable, capsys):
     train(run(max_steps=5))
     capsys.readouterr()

@@ -532,6 +532,7 @@ def test_repository_that_is_to_be_overwritten_keeps_its_other_files(queued: Path
     assert repository.at(before).files["README.md"] == b"README.md of before"
 
 
+@pytest.mark.slow
 def test_what_a_person_writes_into_the_repository_stays(queued: Path, hub: HubStandIn):
     assert upload(queued).returncode == 0
     repository = hub.repository(ID)

@@ -20,7 +20,7 @@ def file(tmp_path: Path) -> Path:
 def test_json_that_is_nested_too_deeply(file: Path, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(100_000 * "[")
     assert error_of(file, arguments=f"--model_config {tmp_path}/model.json").endswith(
-        "model.json is nested too deeply."
+        "model.json is not JSON: it is nested too deeply."
     )
 
 

@@ -74,6 +74,7 @@ def no_shared_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", full)
 
 
+@pytest.mark.slow
 def test_training_needs_no_shared_memory(no_shared_memory, build_config: Callable, train: Callable, tmp_path: Path):
     expected = train(build_config(tmp_path / "alone", max_steps=5))
     assert timeless(train(build_config(tmp_path / "run", max_steps=5, dataloader_num_workers=2))) == timeless(expected)

@@ -53,6 +53,7 @@ def test_report_of_a_run(run: Callable, build_config: Callable, tmp_path: Path, 
     assert 600 <= width <= 2000 and 400 <= height <= 1500
 
 
+@pytest.mark.slow
 def test_curves_of_several_runs(run: Callable, script: Callable, tmp_path: Path):
     folders = [run("first"), run("second", seed=1)]
     picture = tmp_path / "both.png"
@@ -63,6 +64,7 @@ def test_curves_of_several_runs(run: Callable, script: Callable, tmp_path: Path)
     assert picture.read_bytes() != (folders[0] / "curves.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_over_tokens_steps_or_time(run: Callable, script: Callable, tmp_path: Path):
     folder, picture = run("first"), tmp_path / "curves.png"
     pictures = []
