@@ -336,7 +336,9 @@ class PretrainConfig:
             "max_length_ramp_steps", steps >= doublings, f"must be at least {doublings}, a step for each length"
         )
         self._require(
-            "max_length_start", self.packing != "best_fit", "cannot be had: best_fit packs whole documents already"
+            "max_length_start",
+            self.packing != "best_fit",
+            "must be null with best_fit, which packs whole documents already",
         )
 
     def trackers(self) -> list[str]:

@@ -161,7 +161,7 @@ def measure(gigabytes: float, packing: str, num_proc: int, folder: Path):
     print(f"killed after {shards()} shards: {killed}", flush=True)
     finished = run_measured(command)
     print(finished.output, end="")
-    print(f"gone on with: {finished}", flush=True)
+    print(f"resumed: {finished}", flush=True)
     subprocess.run([*command, "--verify"], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
 
 

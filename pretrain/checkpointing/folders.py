@@ -22,7 +22,7 @@ FINAL_MODEL = "model"  # below the run's folder: the model of a finished run
 
 
 class ResumeError(UserError):
-    """A run's folder that cannot be gone on with."""
+    """A run's folder that cannot be resumed."""
 
 
 def read_state(folder: Path) -> dict:

@@ -1,4 +1,4 @@
-"""The part of a corpus that comes from one source: its shards, written by several processes and gone on with after an
+"""The part of a corpus that comes from one source: its shards, written by several processes and resumed after an
 interruption."""
 
 import hashlib

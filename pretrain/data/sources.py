@@ -1,6 +1,6 @@
 """Where the text comes from: files, datasets of the Hub and the documentation of Python.
 
-All become a stream of documents in bounded memory, which can be gone on with from any document. Whatever is wrong
+All become a stream of documents in bounded memory, which can be resumed from any document. Whatever is wrong
 with a source ends in a `SourceError` that says what, where and what to do, or is left out and counted.
 """
 
@@ -134,7 +134,7 @@ class Counts:
 
 
 class DocumentReader:
-    """The documents of a source, in the same order each time, whose reading can be gone on with.
+    """The documents of a source, in the same order each time, whose reading can be resumed.
 
     Documents without any text are left out. Line ends become "\\n". Documents of more than `MAX_DOCUMENT_BYTES` come
     in pieces.

@@ -71,7 +71,7 @@ def _luna_config(config: PretrainConfig, fields: dict) -> LunaConfig:
 def _peer_config(config: PretrainConfig, fields: dict, of_tokenizer: dict) -> PreTrainedConfig:
     if config.packing == "best_fit":
         raise ConfigurationError(
-            f"packing is 'best_fit': it cannot be had: {config.model_type} does not keep documents apart."
+            f"packing is 'best_fit': {config.model_type} does not keep documents apart: take stream or full_sentences."
         )
     return peer_config(config.model_type, fields, of_tokenizer)
 

@@ -105,8 +105,7 @@ def check_positions(model: PreTrainedModel, length: int, in_pieces: bool):
     model_class = typing.cast(type[PreTrainedModel], type(model).__bases__[0])
     if in_pieces and "position_ids" not in inspect.signature(model_class.forward).parameters:
         raise ConfigurationError(
-            f"max_length_start cannot be had: {model.config.model_type} takes no position_ids, by which tokens keep "
-            "their positions."
+            f"max_length_start: {model.config.model_type} takes no position_ids, by which tokens keep their positions."
         )
     limit = min(position_limits(model), default=length)
     if limit < length:

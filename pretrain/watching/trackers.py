@@ -1,6 +1,6 @@
 """TensorBoard, trackio and Weights & Biases beside the metrics file, through accelerate's trackers.
 
-A run that is gone on with stays one run there. The ids it has are in each checkpoint and, for a run that ends before
+A resumed run stays one run there. The ids it has are in each checkpoint and, for a run that ends before
 its first one, in a file of its folder.
 """
 

@@ -218,7 +218,7 @@ def test_the_usage_where_no_file_is_named(arguments: list[str], monkeypatch: pyt
         ),
         (
             "--packing best_fit --max_length 64 --max_length_start 8 --max_length_ramp_steps 9",
-            "max_length_start is 8: it cannot be had: best_fit packs whole documents already.",
+            "max_length_start is 8: it must be null with best_fit, which packs whole documents already.",
         ),
         ("--optimizer adam", "optimizer is 'adam': it must be one of 'adamw', 'stable_adamw'."),
         (

@@ -43,4 +43,4 @@ def test_memory_of_the_preparation(python: Callable, tmp_path: Path):
     result = python(
         "benchmarks/pretraining/measure_preparation.py", "--gigabytes", 0.005, "--num_proc", 1, "--folder", tmp_path
     )
-    assert printed(result, r"gone on with: .*?([\d.]+) GiB") > 0
+    assert printed(result, r"resumed: .*?([\d.]+) GiB") > 0

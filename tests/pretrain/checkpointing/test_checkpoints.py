@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, loadable anywhere, and gone on with only by the same run."""
+"""Checkpoints: whole or not there, loadable anywhere, and resumed only by the same run."""
 
 import json
 import os

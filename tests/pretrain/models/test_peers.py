@@ -150,7 +150,10 @@ def test_resumed_run_is_the_same(roberta: Callable, train: Callable, tmp_path: P
         ({"model_type": "rober"}, "model_type: 'rober' is no masked language model. Did you mean 'roberta'?"),
         ({"model_type": "bart"}, "model_type: bart is no encoder alone."),
         ({"model": {"hidden_sizes": 3}}, "model: unknown key 'hidden_sizes'. Did you mean 'hidden_size'?"),
-        ({"packing": "best_fit"}, "packing is 'best_fit': it cannot be had: roberta does not keep documents apart."),
+        (
+            {"packing": "best_fit"},
+            "packing is 'best_fit': roberta does not keep documents apart: take stream or full_sentences.",
+        ),
         (
             {"gradient_checkpointing": "selective"},
             "gradient_checkpointing is 'selective': it is for luna alone, since others may change in place what is "

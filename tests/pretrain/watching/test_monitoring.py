@@ -1,4 +1,4 @@
-"""What is logged while a run goes on, also when it is gone on with or the disk fails."""
+"""What is logged while a run goes on, also when it is resumed or the disk fails."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Trackers: one run however often it is gone on with, and a run that outlives its trackers."""
+"""Trackers: one run however often it is resumed, and a run that outlives its trackers."""
 
 import dataclasses
 import importlib.util
