@@ -1,7 +1,7 @@
 """Weights and optimiser states by the names of the parameters, whole, however a launch has sharded them.
 
-One process and DDP hold them whole; FSDP2 holds DTensors; DeepSpeed's ZeRO holds flat partitions. A checkpoint made of
-any launch can resume from whole tensors. All functions are collective: every process calls them.
+One process and DDP hold them whole; FSDP2 holds DTensors; DeepSpeed's ZeRO holds flat partitions. Any launch can
+resume from a checkpoint of whole tensors. All functions are collective: every process calls them.
 """
 
 from collections.abc import Iterator
