@@ -1,6 +1,6 @@
-"""The content of files and repositories in a few letters, by which another content is told.
+"""Fingerprints of files and repositories, which show whether their content has changed.
 
-Sizes and times may lie: files are told by their SHA-256, repositories of the Hub by their commit.
+Sizes and times may lie: that of a file is its SHA-256, that of a repository of the Hub its commit.
 """
 
 import functools

@@ -97,7 +97,7 @@ class Cell(Generic[TaskType, Values]):
         return reason
 
     def identity(self) -> dict:
-        """What a finished cell must have been told to be to count for this one."""
+        """The values that a stored result must match to count as that of this cell."""
         return {
             "task": self.task.name,
             "model": self.model,

@@ -180,7 +180,7 @@ def plan_with_masks(layout: BatchLayout, encoder: PreTrainedModel, inputs: torch
         return torch.empty(num_documents, count, 0, dtype=encoder.dtype, device=inputs.device)
 
     def plan_mask(num_queries: int, num_keys: int, key_mask: torch.Tensor | None) -> Any:
-        # A mask that is true everywhere can be left out, but in training a GPU would have to be waited for to know it.
+        # A mask that is true everywhere can be left out, but checking that forces a device synchronisation.
         may_look = (inputs.device.type == "cpu" or not encoder.training) and not is_vmapped(key_mask)
         return create_bidirectional_mask(
             config=config,
@@ -204,7 +204,7 @@ def pair_bounds(
     """Boundaries of tokens and of slots, (2 documents + 1) each, of which the k-th rows attend to each other.
 
     Each document gives two pairs: its tokens and the slots that it uses, and no tokens and the slots that it does not
-    use. So all slots stay where they are, and a GPU need not be waited for to know how many are used.
+    use. So all slots stay where they are, and no device synchronisation is needed to count the used ones.
 
     Args:
         cu_seq_lens: (documents + 1), of the tokens.

@@ -522,8 +522,8 @@ class LunaModel(LunaPreTrainedModel):
             cu_seq_lens_k, max_length_k:
                 The same; they may be left out.
             num_tokens (`int`, *optional*):
-                Sum of `attention_mask`. Where it and `max_length_q` are given with several documents in a row, a GPU
-                need not be waited for.
+                Sum of `attention_mask`. With it and `max_length_q`, several documents in a row need no device
+                synchronisation.
             layout (`BatchLayout`, *optional*):
                 What `lay_out_batch` makes of the arguments above, where a head has called it already.
 
@@ -547,7 +547,7 @@ class LunaModel(LunaPreTrainedModel):
         return LunaModelOutput(last_hidden_state=hidden_states, packed_last_hidden_state=packed)
 
     def _warn_about_padding(self, input_ids: torch.Tensor | None, layout: BatchLayout):
-        """Warn where ids hold padding and there is no mask; not in training on a GPU, which would be waited for."""
+        """Warn where ids hold padding and there is no mask; not in training on a GPU, which this would synchronise."""
         if input_ids is None or is_vmapped(input_ids) or (self.training and input_ids.device.type != "cpu"):
             return
         self.warn_if_padding_and_no_attention_mask(input_ids, layout.token_mask)
@@ -625,7 +625,7 @@ class LunaForMaskedLM(LunaPreTrainedModel):
             labels (`torch.LongTensor` of shape `(batch, n)`, *optional*):
                 The ids to predict; -100 where there is nothing to predict.
             num_predicted (`int`, *optional*):
-                How many labels are not -100; with it a GPU need not be waited for under `sparse_prediction`.
+                How many labels are not -100; it saves a device synchronisation under `sparse_prediction`.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Divides the summed loss instead of the number of labels in this batch: the number of labels in the
                 whole batch where it is spread over accumulation steps or processes.

@@ -182,7 +182,7 @@ def locate_documents(
         attention_mask: (batch, n), False at padding.
         position_ids: (batch, n) or (1, n); without `cu_seq_lens` a document begins where they do not rise.
         cu_seq_lens: (documents + 1), where the documents begin and end in the batch read row by row, padding included.
-        max_length: the length of the longest document; with it a GPU need not be waited for.
+        max_length: the length of the longest document; it saves a device synchronisation.
         num_tokens: the same for the number of tokens, where there is a mask.
 
     Returns:
@@ -238,7 +238,7 @@ def bounds_of_positions(position_ids: torch.Tensor, indices: torch.Tensor | None
 
 
 def true_places(mask: torch.Tensor, count: int | None = None) -> torch.Tensor:
-    """Where a flattened mask is true; `count` says how often that is, so that a GPU need not be waited for."""
+    """Where a flattened mask is true; `count` says how often that is, which saves a device synchronisation."""
     if count is None:
         return mask.flatten().nonzero().squeeze(1)
     if can_be_read(mask) and count != mask.sum():

@@ -39,7 +39,7 @@ class PretrainConfig:
     # Data and rows
     data: str | list = "python-docs"
     """`python-docs`, a dataset id of the Hub, local files, folders or globs; or mappings with the fields of
-    `pretrain.data.sources.Source` (docs/pretraining-data.md)."""
+    `pretrain.data.text_source.Source` (docs/pretraining-data.md)."""
     text_column: str = "text"
     """Column of tables, and key of JSON lines, that holds the text."""
     documents: DocumentMode = "auto"
@@ -116,7 +116,7 @@ class PretrainConfig:
     learning_rate: Annotated[float, Range(0, 10**6, above=True)] = 6e-4
     """Learning rate at the end of the warm-up."""
     min_learning_rate: Annotated[float, Range(0, 10**6)] = 0.0
-    """Learning rate at the end of the run."""
+    """Learning rate that the schedule reaches after the last step."""
 
     # Optimisation: The defaults are those of the paper's appendix.
     seed: Annotated[int, Range(0, 2**63, below=True)] = 0
@@ -279,7 +279,9 @@ class PretrainConfig:
         check_weights([source.weight for source in self.sources()])
         if self.init_from is not None:
             self._require("model_config", self.model_config is None, "must be null where init_from gives the model")
-            self._require("model_type", self.model_type == "luna", "must be luna, the only one to be gone on from")
+            self._require(
+                "model_type", self.model_type == "luna", "must be luna, the only architecture that init_from takes"
+            )
 
     def _validate_length(self):
         units = [unit for unit, keys in LENGTH_KEYS.items() if getattr(self, keys[0]) is not None]

@@ -25,7 +25,7 @@ def rows_of_records(
     Args:
         known: all columns of the table.
         records: the columns of each row that the task needs; one that is not there is null.
-        label_names: as of `label_names_of`.
+        label_names: see `label_names_of`.
     """
     texts: dict[str, list] = {name: [] for name in task.text_columns + task.choice_columns}
     labels: list[Any] = []

@@ -1,4 +1,4 @@
-"""The files of a task, and the content of its data by which other data are told."""
+"""The files of a task, and the fingerprints of its data."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def find_task_files(task: Task, source: str) -> dict[str, list[Path]] | None:
     """The files of each split; none of a task that comes from the Hub. Those of test splits may be missing.
 
     Args:
-        source: as of `load_task`.
+        source: see `load_task`.
 
     Raises:
         UserError: naming what is missing.
@@ -55,7 +55,7 @@ def task_content(task: Task, source: str) -> dict[str, list[str]]:
     Of a data set of the Hub it is its name with the commit.
 
     Args:
-        source: as of `load_task`.
+        source: see `load_task`.
 
     Raises:
         UserError: for what is missing or cannot be read.

@@ -69,7 +69,7 @@ class TrainingBatches(torch.utils.data.Sampler[list[int]]):
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """Optimiser steps of an epoch."""
         return -(-len(self.lengths) // self.plan.batch_size)
 
     def __len__(self) -> int:

@@ -107,7 +107,7 @@ class CellTrainer(Trainer):
         return 0
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """That of clipping, if there is any: Trainer would compute it at each step for the log alone."""
+        """The norm that clipping computed, if any: Trainer would compute it at each step for the log alone."""
         return grad_norm
 
     def logits_of(self, rows: EncodedRows) -> np.ndarray:

@@ -19,9 +19,9 @@ class FineTuning:
     """How the cells of a run are trained: an `experiments.worker.Train`.
 
     Args:
-        data: where GLUE's data are, as of `load_task`.
+        data: where GLUE's data are, see `load_task`.
         save_models: whether fine-tuned models are written.
-        trust_remote_code, per_device_train_batch_size, mixed_precision: as of `run_cell`.
+        trust_remote_code, per_device_train_batch_size, mixed_precision: see `run_cell`.
     """
 
     data: str
@@ -30,7 +30,7 @@ class FineTuning:
     per_device_train_batch_size: int | None = None
     mixed_precision: str | None = None
     loaded: dict[str, TaskData | UserError] = field(default_factory=dict)  # by the name of the task
-    encoded: dict[tuple, dict[str, Split]] = field(default_factory=dict)  # as of `run_cell`
+    encoded: dict[tuple, dict[str, Split]] = field(default_factory=dict)  # see `run_cell`
 
     def __call__(
         self,

@@ -113,7 +113,7 @@ def model_content(name: str, trust_remote_code: bool) -> dict[str, str]:
     """What a model is now: the digest of each file of its folder that is loaded, or its commit on the Hub.
 
     Args:
-        name, trust_remote_code: as of `load_starting_model`. Without weights where these are not taken, and without
+        name, trust_remote_code: see `load_starting_model`. Without weights where these are not taken, and without
             code where it may not run.
 
     Raises:

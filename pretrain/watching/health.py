@@ -90,7 +90,7 @@ class _Measured:
         self.relative.append((of_documents / self._log_tokens()).where(self._several(), 0.0).sum())
 
     def means(self, accelerator: Accelerator) -> dict[str, list[float]]:
-        """Of the documents of all processes."""
+        """Means over the documents of all processes."""
         counts = torch.stack([torch.tensor(len(self.tokens), device=self.tokens.device), self._several().sum()])
         sums = torch.stack([*self.ranks, *self.entropies, *self.relative]).double()
         totals = accelerator.reduce(torch.cat([sums, counts.double()]), reduction="sum")

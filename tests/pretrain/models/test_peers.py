@@ -159,7 +159,10 @@ def test_resumed_run_is_the_same(roberta: Callable, train: Callable, tmp_path: P
             "gradient_checkpointing is 'selective': it is for luna alone, since others may change in place what is "
             "kept: give true.",
         ),
-        ({"init_from": "runs/demo"}, "model_type is 'roberta': it must be luna, the only one to be gone on from."),
+        (
+            {"init_from": "runs/demo"},
+            "model_type is 'roberta': it must be luna, the only architecture that init_from takes.",
+        ),
     ],
 )
 def test_what_cannot_be(roberta: Callable, changes: dict, message: str):
