@@ -57,8 +57,6 @@ def long_run(start: Path, run: Path, steps: int) -> Path:
     if steps != 10:
         folder = folder.rename(run / f"checkpoint-{steps}")
     state = read_state(folder)
-    for key in ("files", "xxh3"):
-        del state[key]
     (folder / TRAINING_STATE / PROGRESS_FILE).unlink()
     state["progress"]["step"] = steps
     write_state(folder, state)

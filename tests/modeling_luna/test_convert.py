@@ -701,10 +701,12 @@ def test_upload(subprocess_environment: dict[str, str], tmp_path: Path):
 # Memory.
 
 CONVERT_AND_MEASURE = """
-import resource, sys
+import sys
+from common.hardware import peak_memory
 from modeling_luna.convert_luna_fairseq_to_hf import main
+import torch
 code = main(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print("peak", peak_memory(torch.device("cpu")))
 sys.exit(code)
 """
 
@@ -735,6 +737,5 @@ def test_memory_of_the_base_model(subprocess_environment: dict[str, str], tmp_pa
     )
     assert done.returncode == 0, done.stderr
     assert "131,902,041 parameters" in done.stdout
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = int(done.stdout.split("peak ")[1]) * unit
+    peak = int(done.stdout.split("peak ")[1])
     assert 500e6 < peak < 2 * 2**30, f"{peak / 2**30:.2f} GiB"
