@@ -59,7 +59,7 @@ def main():
     parser.add_argument("--mode", default="cpu", help="file of configs/accelerate (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=20, help="how often (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the run (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times of the kills (default: %(default)s)")
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as name:
